@@ -1,0 +1,73 @@
+"""The door of data preparation: `python -m data_prep still-life --out DIR --num N`."""
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from escdiff.errors import UserError
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, help=__doc__, pretty_exceptions_enable=False)
+
+
+@app.callback()
+def _callback() -> None:
+    """Make training data as webdataset shards with an index of counts, sizes and SHA-256."""
+
+
+@app.command("still-life")
+def still_life(
+    out: Annotated[Path, typer.Option(help="Folder for the shards; made if missing.")],
+    num: Annotated[int, typer.Option(help="Samples; rounded up to whole groups of 16.")] = 10_000,
+    seed: Annotated[int, typer.Option(help="The same seed and options give the same bytes.")] = 0,
+    workers: Annotated[int, typer.Option(help="Processes; 0 means one per core.")] = 0,
+    size: Annotated[int, typer.Option(help="Side of the pictures in pixels.")] = 128,
+    shard_size: Annotated[int, typer.Option(help="Samples per shard; a multiple of 16.")] = 512,
+    split: Annotated[str, typer.Option(help="train or val (no held-out combinations), or test (any).")] = "train",
+    depth: Annotated[bool, typer.Option("--depth", help="Also write 16-bit depth maps.")] = False,
+) -> None:
+    """Render Still Life pictures with masks, captions and factors. Stop it and start it again as you like."""
+    from data_prep.still_life import StillLifeOptions, make_still_life
+
+    options = StillLifeOptions(seed=seed, size=size, shard_size=shard_size, split=split, depth=depth)
+    index = make_still_life(out, num, options, workers)
+    typer.echo(f"{index.samples} samples in {len(index.shards)} shards: {out}")
+
+
+@app.command("index")
+def index(
+    folder: Annotated[Path, typer.Argument(help="Folder with .tar shards of your own.")],
+) -> None:
+    """Count and hash the shards of a folder so that it can be trained on."""
+    from escdiff.data.shards import index_folder
+
+    made = index_folder(folder)
+    typer.echo(f"{made.samples} samples in {len(made.shards)} shards: {folder}")
+
+
+@app.command("check")
+def check(
+    folder: Annotated[Path, typer.Argument(help="Folder with shards and their index.")],
+) -> None:
+    """Compare every shard with its SHA-256 in the index."""
+    from escdiff.data.index import Index
+
+    made = Index.load(folder)
+    made.check(folder, hashes=True)
+    typer.echo(f"{made.samples} samples in {len(made.shards)} shards are as the index says: {folder}")
+
+
+def main() -> None:
+    try:
+        app()
+    except UserError as error:
+        print(error, file=sys.stderr)
+        raise SystemExit(2) from None
+    except KeyboardInterrupt:
+        print("stopped; the same command goes on from the finished shards", file=sys.stderr)
+        raise SystemExit(130) from None
+
+
+if __name__ == "__main__":
+    main()

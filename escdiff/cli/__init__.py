@@ -1,0 +1,1 @@
+"""The doors: training and inference from a command line."""

@@ -1,0 +1,112 @@
+"""Composing a configuration with Hydra, and its errors as one sentence."""
+
+import difflib
+import os
+import re
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from escdiff.cli.arguments import put_back, set_aside
+from escdiff.errors import UserError
+
+os.environ.setdefault("HYDRA_FULL_ERROR", "1")
+
+
+def configs_folder() -> Path:
+    """`configs/`: inside an installed wheel, beside the package in a checkout."""
+    package = Path(__file__).parents[1]
+    return package / "configs" if (package / "configs").is_dir() else package.parent / "configs"
+
+
+def compose(name: str, overrides: Sequence[str], text_keys: Sequence[str] = ()) -> dict:
+    """Compose `configs/{name}.yaml` with overrides; plain dicts, lists and values come back.
+
+    Raises:
+        UserError: an unknown key or group option (the nearest one is named), or a value Hydra cannot read.
+    """
+    from hydra import compose as hydra_compose
+    from hydra import initialize_config_dir
+    from hydra.errors import HydraException
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    texts, rest = set_aside(overrides, text_keys)
+    for argument in rest:
+        if "=" not in argument and not argument.startswith("~"):
+            raise UserError(f"argument {argument!r} given; expected key=value, see --help for the keys")
+    try:
+        with initialize_config_dir(str(configs_folder().absolute()), version_base="1.3"):
+            config = hydra_compose(name, overrides=rest)
+        plain = OmegaConf.to_container(config, resolve=True)
+    except (HydraException, OmegaConfBaseException) as error:
+        raise UserError(explain(error, name)) from None
+    put_back(plain, texts)
+    return plain
+
+
+def explain(error: Exception, name: str) -> str:
+    """One sentence for Hydra's paragraphs."""
+    text = " ".join(str(error).split())
+    if match := re.search(r"Could not override '([^']+)'", text):
+        return unknown_key(match.group(1), known_keys(name))
+    if match := re.search(r"Could not find '([^']+)'.*?Available options in '([^']+)': (.*?)(?:Config search|$)", text):
+        options = ", ".join(re.findall(r"[\w/.-]+", match.group(3)))
+        return f"{match.group(1)} given; expected one of {match.group(2)}: {options}"
+    if "interpolation" in text.lower():
+        return f"a value refers to something that is not there ({text}); write \\${{ for a plain ${{"
+    if "mismatched input" in text or "LexerNoViableAlt" in type(error).__name__ or "extraneous" in text:
+        return f"an argument could not be read ({text}); quote values with special characters, as in key='a,b'"
+    return text
+
+
+def known_keys(name: str) -> list[str]:
+    """All dotted keys of a configuration's defaults."""
+    from hydra import compose as hydra_compose
+    from hydra import initialize_config_dir
+    from omegaconf import OmegaConf
+
+    with initialize_config_dir(str(configs_folder().absolute()), version_base="1.3"):
+        return flatten(OmegaConf.to_container(hydra_compose(name)))
+
+
+def flatten(values: dict, prefix: str = "") -> list[str]:
+    keys = []
+    for key, value in values.items():
+        keys.append(f"{prefix}{key}")
+        if isinstance(value, dict):
+            keys += flatten(value, f"{prefix}{key}.")
+    return keys
+
+
+def unknown_key(key: str, known: Sequence[str]) -> str:
+    near = difflib.get_close_matches(key, known, 1, 0.5) or [k for k in known if k.split(".")[-1] == key][:1]
+    hint = f"did you mean {near[0]}? " if near else ""
+    return f"unknown key {key!r}; {hint}--help lists all of them"
+
+
+def door(main: Callable[[list[str]], None], help_text: Callable[[], str]) -> None:
+    """Run a command: `--help` at once, a UserError as one sentence with status 2, Ctrl-C with 130."""
+    argv = sys.argv[1:]
+    if {"--help", "-h", "help"} & set(argv):
+        print(help_text())
+        return
+    try:
+        main(argv)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+    except KeyboardInterrupt:
+        print("stopped", file=sys.stderr)
+        raise SystemExit(130) from None
+
+
+def show(*files: str) -> str:
+    """The text of config files, comments and all, for `--help`."""
+    return "\n".join(f"# configs/{name}\n{(configs_folder() / name).read_text().strip()}\n" for name in files)
+
+
+def options(group: str) -> str:
+    """The choices of a config group."""
+    folder = configs_folder() / group
+    return ", ".join(sorted(str(p.relative_to(folder).with_suffix("")) for p in folder.rglob("*.yaml")))

@@ -1,0 +1,85 @@
+"""Give every cross-attention layer of a stock U-Net its own slice of a packed conditioning.
+
+Legend: B batch, L layer cell, T token position, D width of the text encoder.
+"""
+
+from collections.abc import Callable
+from functools import partial
+
+from torch import Tensor, nn
+
+from escdiff.conditioning.space import ConditioningSpace, cross_attention_layers
+from escdiff.errors import UserError
+
+TOKENS = 77  # positions of CLIP's text encoders
+
+
+class Binding:
+    """What `bind` installed. A context manager; `remove` may be called more than once."""
+
+    def __init__(self, handles: list) -> None:
+        self._handles = handles
+
+    def remove(self) -> None:
+        """Restore the stock U-Net, bit for bit."""
+        while self._handles:
+            self._handles.pop().remove()
+
+    def __enter__(self) -> "Binding":
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.remove()
+
+
+def bind(unet: nn.Module, space: ConditioningSpace, tokens: int = TOKENS) -> Binding:
+    """Let each cross-attention layer narrow a packed conditioning (B, L*T, D) to the (B, T, D) of its cell.
+
+    A plain conditioning (B, T, D) passes unchanged, so a bound U-Net still serves stock prompts. Every
+    layer's index is fixed here by its name: a call counter would be wrong under gradient checkpointing.
+
+    Args:
+        tokens: T, the token positions of one cell.
+
+    Raises:
+        UserError: the space's layers are not this U-Net's; later, in the forward pass, a conditioning of
+            neither length.
+    """
+    ours, theirs = set(space.layer_names), set(cross_attention_layers(unet))
+    if ours != theirs:
+        raise UserError(
+            f"the space names {len(ours)} cross-attention layers and the U-Net has {len(theirs)}; they "
+            f"differ in {sorted(ours ^ theirs)[0]!r}: build the space from this U-Net"
+        )
+    handles = []
+    for cell, names in enumerate(space.cells):
+        own_slice = partial(narrow, cell=cell, num_layers=space.num_layers, tokens=tokens)
+        hook = partial(narrow_inputs, narrow=own_slice)
+        for name in names:
+            handles.append(unet.get_submodule(name).register_forward_pre_hook(hook, with_kwargs=True))
+    return Binding(handles)
+
+
+def narrow(conditioning: Tensor, cell: int, num_layers: int, tokens: int = TOKENS) -> Tensor:
+    """(B, T, D): one cell's rows of a packed conditioning, or the plain conditioning as it is."""
+    length = conditioning.shape[1]
+    if length == tokens:
+        return conditioning
+    if length != num_layers * tokens:
+        raise UserError(
+            f"the U-Net was given a conditioning of length {length}, but it is bound to {num_layers} layer "
+            f"cells: expected {tokens} (plain) or {num_layers} x {tokens} = {num_layers * tokens} (packed); "
+            "pack positive and negative prompt alike, and bind the space that the grid was made for"
+        )
+    return conditioning.narrow(1, cell * tokens, tokens)
+
+
+def narrow_inputs(
+    module: nn.Module, args: tuple, kwargs: dict, narrow: Callable[[Tensor], Tensor]
+) -> tuple[tuple, dict]:
+    """Forward pre-hook of an attention layer; `encoder_hidden_states` is its second argument or a keyword."""
+    if len(args) > 1 and args[1] is not None:
+        args = (args[0], narrow(args[1]), *args[2:])
+    elif kwargs.get("encoder_hidden_states") is not None:
+        kwargs = kwargs | {"encoder_hidden_states": narrow(kwargs["encoder_hidden_states"])}
+    return args, kwargs

@@ -1,0 +1,1 @@
+"""Images, shards, the caches beside them, and the training data made from them."""

@@ -1,0 +1,147 @@
+"""A cache of VAE moments (mean | log-variance) beside the shards, so that a picture is encoded once.
+
+Per shard one safetensors file under `latents/{key}/`, written at once, so a stopped run goes on where it was.
+The key holds the VAE's hash and the picture size: latents of another VAE are never taken for these.
+Moments, not samples, are kept: drawing from them afresh costs nothing and regularises.
+"""
+
+import hashlib
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import safetensors.torch
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+
+from escdiff.data import schema
+from escdiff.data.arrays import StillLifeArrays
+from escdiff.data.images import expand, to_pixels
+from escdiff.data.index import Index, Shard, commit, temporary_beside
+from escdiff.data.progress import sample_progress
+from escdiff.data.shards import read_shard
+from escdiff.errors import UserError
+
+FOLDER = "latents"
+
+
+def vae_key(vae: nn.Module, size: int) -> str:
+    """Name of a VAE's cache: a hash of its encoder's weights as float32, and the picture size in pixels.
+
+    The key does not depend on the device, but a cast of the weights to bfloat16 changes it.
+    """
+    digest = hashlib.sha256()
+    for name, tensor in sorted(vae.state_dict().items()):
+        if not name.startswith(("decoder", "post_quant_conv")):
+            digest.update(name.encode())
+            digest.update(tensor.detach().float().cpu().contiguous().numpy().tobytes())
+    return f"{digest.hexdigest()[:16]}-{size}"
+
+
+def encode_dataset(
+    folder: str | os.PathLike,
+    encode_fn: Callable[[Tensor], Tensor],
+    key: str,
+    batch_size: int = 64,
+    size: int | None = None,
+    device: str | torch.device = "cpu",
+) -> Path:
+    """Encode every picture of a dataset that is not yet in its cache; returns the cache's folder.
+
+    Args:
+        encode_fn: pixels (B, 3, H, W) in [-1, 1] on `device` -> moments (B, 2C, h, w); `Backbone.moments`.
+        key: of the VAE and size, see `vae_key`.
+        size: pictures are cut to their centre square of this many pixels; None takes them as they are.
+
+    Raises:
+        UserError: no finished dataset in `folder`, or a shard is damaged.
+    """
+    folder = expand(folder)
+    index = Index.load(folder)
+    index.check(folder)
+    cache = folder / FOLDER / key
+    cache.mkdir(parents=True, exist_ok=True)
+    todo = [shard for shard in index.shards if not _stands(cache, shard)]
+    left = sum(shard.samples for shard in todo)
+    with sample_progress("encoding latents", index.samples, index.samples - left) as advance:
+        for shard in todo:
+            parts = []
+            for pixels in _batches(folder, index, shard, batch_size, size):
+                with torch.inference_mode():
+                    parts.append(encode_fn(pixels.to(device)).to("cpu", torch.float16))
+                advance(len(pixels))
+            moments = torch.cat(parts)
+            if len(moments) != shard.samples:
+                what = f"{len(moments)} samples, the index says {shard.samples}"
+                raise UserError(f"shard {folder / shard.name} holds {what}; make or copy it again")
+            if not torch.isfinite(moments).all():
+                raise UserError(f"the VAE gave values that are not finite for {shard.name}; use float32 or bfloat16")
+            _save(cache, shard, moments)
+    return cache
+
+
+def load_latents(folder: str | os.PathLike, key: str) -> Tensor:
+    """All moments of a dataset in sample order: (N, 2C, h, w) float16 in memory.
+
+    Raises:
+        UserError: the cache is missing or incomplete; says how to make it.
+    """
+    folder = expand(folder)
+    index = Index.load(folder)
+    cache = folder / FOLDER / key
+    missing = [shard.name for shard in index.shards if not _stands(cache, shard)]
+    if missing:
+        what = f"{len(missing)} of {len(index.shards)} shards of {folder} have no latents of key {key}"
+        raise UserError(f"{what}; run encode_dataset (or training with latents: auto) to make them")
+    return torch.cat([safetensors.torch.load_file(_file(cache, shard))["moments"] for shard in index.shards])
+
+
+def _batches(folder: Path, index: Index, shard: Shard, batch_size: int, size: int | None) -> Iterator[Tensor]:
+    """The shard's pictures, (B, 3, H, W) in [-1, 1]; Still Life comes out of its arrays, ten times faster."""
+    if index.name == "still_life" and size in (None, index.options["size"]):
+        arrays, row = StillLifeArrays(folder), index.first_sample(shard)
+        for first in range(row, row + shard.samples, batch_size):
+            yield arrays.pixels(slice(first, min(first + batch_size, row + shard.samples)))
+        return
+    pending: list[Tensor] = []
+    for sample in read_shard(folder / shard.name, only=schema.IMAGES):
+        pending.append(to_pixels(sample[schema.image_key(sample)], size))
+        if len(pending) == batch_size:
+            yield torch.stack(pending)
+            pending = []
+    if pending:
+        yield torch.stack(pending)
+
+
+def _file(cache: Path, shard: Shard) -> Path:
+    return cache / f"{Path(shard.name).stem}.safetensors"
+
+
+def _save(cache: Path, shard: Shard, moments: Tensor) -> None:
+    path = _file(cache, shard)
+    temporary = temporary_beside(path)
+    data = safetensors.torch.save({"moments": moments.contiguous()}, {"shard": shard.sha256})
+    with open(temporary, "wb") as file:
+        file.write(data)
+        commit(file, temporary, path)
+
+
+def _stands(cache: Path, shard: Shard) -> bool:
+    """Whether the shard's latents are there and were made from this very shard."""
+    try:
+        with safe_open(_file(cache, shard), "pt") as file:
+            same = (file.metadata() or {}).get("shard") == shard.sha256
+            return same and file.get_slice("moments").get_shape()[0] == shard.samples
+    except (OSError, SafetensorError):
+        return False
+
+
+def ensure_latents(folder: str | os.PathLike, backbone, size: int | None = None, batch_size: int = 64) -> str:
+    """Encode what is missing with a `Backbone`; returns the key for `EncoderDataModule(latents=...)`."""
+    side = size or Index.load(expand(folder)).options.get("size")
+    if side is None:
+        raise UserError(f"the pictures of {folder} have no common size; give the size to encode them at")
+    key = vae_key(backbone.vae, side)
+    encode_dataset(folder, backbone.moments, key, batch_size, size, backbone.device)
+    return key

@@ -1,0 +1,50 @@
+"""What a sample is: the names inside a shard and what each must hold.
+
+A sample is a set of files in a row of a webdataset tar: `{key}.png`, `{key}.json`, `{key}.mask.png`, ...
+Keys hold no dot, since webdataset splits the name at the first one.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from escdiff.errors import UserError
+
+IMAGES = ("png", "jpg", "jpeg")
+META, MASK, DEPTH, LATENT, CLIP = "json", "mask.png", "depth.png", "latent.npy", "clip.npy"
+KNOWN = (*IMAGES, META, MASK, DEPTH, LATENT, CLIP)
+REQUIRED_META = ("caption", "source", "licence")
+GROUP_META = ("factors", "group", "shape_id", "material_id", "split")
+
+
+def image_key(sample: Mapping[str, Any]) -> str:
+    """Which of the sample's entries is its picture.
+
+    Raises:
+        UserError: none is.
+    """
+    for name in IMAGES:
+        if name in sample:
+            return name
+    raise UserError(f"sample {_name(sample)} has no image; expected one of {', '.join(IMAGES)}")
+
+
+def validate(sample: Mapping[str, Any], grouped: bool = False) -> None:
+    """Check a decoded sample's entries; `grouped` also asks for the Still Life group keys.
+
+    Raises:
+        UserError: an entry is missing or of the wrong kind; names the shard and the sample.
+    """
+    image_key(sample)
+    meta = sample.get(META)
+    if not isinstance(meta, dict):
+        raise UserError(f"sample {_name(sample)} has no {META} entry; expected a JSON object with its caption")
+    wanted = REQUIRED_META + (GROUP_META if grouped else ())
+    missing = [key for key in wanted if key not in meta]
+    if missing:
+        raise UserError(f"sample {_name(sample)} lacks {', '.join(missing)} in its json; write the shard again")
+    if not isinstance(meta["caption"], str):
+        raise UserError(f"sample {_name(sample)} has a caption that is not text; write the shard again")
+
+
+def _name(sample: Mapping[str, Any]) -> str:
+    return f"{sample.get('__key__', '?')} of {sample.get('__url__', '?')}"

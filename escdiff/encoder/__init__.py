@@ -1,0 +1,6 @@
+"""The concept encoder: frozen vision tower, shape and appearance filters, gates, U-Net branches."""
+
+from escdiff.encoder.encoder import ConceptEncoder, EncoderConfig
+from escdiff.encoder.vision import VisionBackbone, load_vision
+
+__all__ = ["ConceptEncoder", "EncoderConfig", "VisionBackbone", "load_vision"]

@@ -1,0 +1,119 @@
+"""Frozen CLIP vision towers behind one interface: pixels in, patch tokens by depth out."""
+
+from pathlib import Path
+
+import open_clip
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import AutoConfig, CLIPModel, CLIPVisionModel
+
+from escdiff.backbone import mini_folder
+from escdiff.errors import UserError
+
+BUNDLED = "mini"
+OPEN_CLIP = "open_clip:"
+CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
+
+
+class VisionBackbone(nn.Module):
+    """A frozen tower.
+
+    Attributes:
+        spec: the string it was loaded by.
+        width: W of its tokens. num_depths: how many depths `forward` returns.
+        image_size: pixels per side; num_patches: N, a square number.
+    """
+
+    spec: str
+    width: int
+    num_depths: int
+    image_size: int
+    num_patches: int
+
+    def __init__(self, mean: tuple[float, ...] = CLIP_MEAN, std: tuple[float, ...] = CLIP_STD) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.tensor(mean).view(3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(std).view(3, 1, 1), persistent=False)
+
+    def prepare(self, pixels: Tensor) -> Tensor:
+        """Pixels (B, 3, H, W) in [-1, 1] of any size -> the tower's own size and statistics."""
+        if pixels.shape[-2:] != (self.image_size, self.image_size):
+            size = (self.image_size, self.image_size)
+            pixels = F.interpolate(pixels, size, mode="bicubic", antialias=True, align_corners=False).clamp(-1, 1)
+        return (pixels * 0.5 + 0.5 - self.mean) / self.std
+
+    def forward(self, pixels: Tensor) -> list[Tensor]:
+        """Pixels (B, 3, H, W) in [-1, 1] -> patch tokens (B, N, W) without the class token, one per depth."""
+        raise NotImplementedError
+
+    def freeze(self) -> "VisionBackbone":
+        return self.requires_grad_(False).eval()
+
+
+class TransformersVision(VisionBackbone):
+    """CLIPVisionModel, or the vision half of a CLIPModel, from a folder or hub id."""
+
+    def __init__(self, model: nn.Module, spec: str) -> None:
+        super().__init__()
+        config = model.config
+        self.model, self.spec, self.width, self.image_size = model, spec, config.hidden_size, config.image_size
+        self.num_depths, self.num_patches = config.num_hidden_layers, (config.image_size // config.patch_size) ** 2
+
+    def forward(self, pixels: Tensor) -> list[Tensor]:
+        states = self.model(pixel_values=self.prepare(pixels), output_hidden_states=True).hidden_states
+        return [state[:, 1:] for state in states[1:]]
+
+
+class OpenClipVision(VisionBackbone):
+    """The vision tower of an open_clip model."""
+
+    def __init__(self, visual: nn.Module, spec: str) -> None:
+        super().__init__(
+            getattr(visual, "image_mean", None) or CLIP_MEAN, getattr(visual, "image_std", None) or CLIP_STD
+        )
+        if not hasattr(visual, "forward_intermediates"):
+            what = f"{spec} has a {type(visual).__name__}, which gives no intermediate tokens"
+            raise UserError(f"{what}; choose a ViT, such as {OPEN_CLIP}ViT-L-14/openai")
+        self.visual, self.spec = visual, spec
+        size = visual.image_size
+        self.image_size = int(size[0] if isinstance(size, tuple | list) else size)
+        with torch.no_grad():
+            tokens = self.forward(torch.zeros(1, 3, self.image_size, self.image_size))
+        self.num_depths, (_, self.num_patches, self.width) = len(tokens), tokens[0].shape
+
+    def forward(self, pixels: Tensor) -> list[Tensor]:
+        out = self.visual.forward_intermediates(
+            self.prepare(pixels), intermediates_only=True, normalize_intermediates=False, output_fmt="NLC"
+        )
+        return list(out["image_intermediates"])
+
+
+def load_vision(spec: str = BUNDLED) -> VisionBackbone:
+    """Load a frozen tower.
+
+    Args:
+        spec: "mini" (bundled), "open_clip:ARCHITECTURE/WEIGHTS", or a transformers folder or hub id.
+
+    Raises:
+        UserError: nothing loadable under that name.
+    """
+    if spec.startswith(OPEN_CLIP):
+        architecture, _, weights = spec.removeprefix(OPEN_CLIP).partition("/")
+        try:
+            model = open_clip.create_model(architecture, pretrained=weights or None)
+        except (RuntimeError, OSError, ValueError) as error:
+            reason = str(error).splitlines()[0]
+            raise UserError(f"no open_clip model from {spec!r} ({reason}); see open_clip.list_pretrained()") from error
+        return OpenClipVision(model.visual, spec).freeze()
+    source = mini_folder() / "clip" if spec == BUNDLED else Path(spec).expanduser()
+    source = str(source) if spec == BUNDLED or source.exists() else spec
+    try:
+        whole = AutoConfig.from_pretrained(source).model_type == "clip"
+        cls = CLIPModel if whole else CLIPVisionModel
+        model = cls.from_pretrained(source, dtype=torch.float32, use_safetensors=True)
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0]
+        what = f"no CLIP vision tower from {spec!r} ({reason})"
+        raise UserError(f"{what}; give mini, open_clip:NAME/WEIGHTS, or a transformers folder or hub id") from error
+    return TransformersVision(model.vision_model if whole else model, spec).freeze()

@@ -1,0 +1,116 @@
+"""Callbacks that write: checkpoints and sample grids."""
+
+import logging
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+from lightning.pytorch.utilities import rank_zero_only
+
+from escdiff.data.index import temporary_beside
+from escdiff.training.averaging import Average
+
+log = logging.getLogger(__name__)
+
+
+class Checkpoints(L.Callback):
+    """Saves every so many minutes, at the last step and at a clean stop; keeps the newest few.
+
+    A checkpoint is written beside its name, flushed to the disk and renamed, so a name that ends in .ckpt
+    always holds a whole one. Modules with a method `export(folder)` are also exported then, with averaged
+    weights.
+
+    Place it last among the callbacks: what it saves must be the state after all of them.
+    """
+
+    def __init__(
+        self, folder: Path, average: Average, minutes: float = 5.0, steps: int | None = None, keep: int = 2,
+        export_to: Path | None = None,
+    ) -> None:  # fmt: skip
+        self.folder, self.average, self.minutes, self.steps, self.keep = folder, average, minutes, steps, keep
+        self.export_to = export_to
+        self._last = time.monotonic()
+        self._step = 0
+
+    def on_train_start(self, trainer: L.Trainer, *_: Any) -> None:
+        self._last, self._step = time.monotonic(), trainer.global_step
+
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
+        if trainer.global_step == self._step:  # in the middle of an accumulated step
+            return
+        self._step = trainer.global_step
+        final = trainer.should_stop or self._step >= trainer.max_steps > 0
+        if final or self._due(trainer):
+            self.save(trainer, pl_module)
+            self._last = time.monotonic()
+
+    def _due(self, trainer: L.Trainer) -> bool:
+        if self.steps and self._step % self.steps == 0:
+            return True
+        late = time.monotonic() - self._last > 60 * self.minutes
+        return trainer.strategy.reduce_boolean_decision(late, all=False) if trainer.world_size > 1 else late
+
+    def save(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Write the checkpoint of this step; a full disk is reported and survived."""
+        target = self.folder / f"step-{trainer.global_step:09d}.ckpt"
+        temporary = temporary_beside(target)
+        try:
+            trainer.save_checkpoint(temporary, weights_only=False)
+            if trainer.is_global_zero:
+                flush(temporary)
+                os.replace(temporary, target)
+                flush(target.parent)
+                for old in sorted(self.folder.glob("step-*.ckpt"), reverse=True)[self.keep :]:
+                    old.unlink()
+        except OSError as error:
+            temporary.unlink(missing_ok=True)
+            log.warning("the checkpoint of step %d could not be written: %s", trainer.global_step, error)
+            return
+        self._export(pl_module)
+
+    @rank_zero_only
+    def _export(self, pl_module: L.LightningModule) -> None:
+        if self.export_to is None or not hasattr(pl_module, "export"):
+            return
+        try:
+            with self.average.applied(pl_module):
+                pl_module.export(self.export_to)
+        except OSError as error:
+            log.warning("the export to %s failed: %s", self.export_to, error)
+
+
+def flush(path: Path) -> None:
+    """Push a file or folder through to the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+class SampleGrid(L.Callback):
+    """Every `steps` steps, with averaged weights, saves the picture that `module.sample_grid()` paints.
+
+    Modules without that method are left alone. A failure is reported and survived.
+    """
+
+    def __init__(self, folder: Path, average: Average, steps: int) -> None:
+        self.folder, self.average, self.steps, self._step = folder, average, steps, 0
+
+    def on_train_start(self, trainer: L.Trainer, *_: Any) -> None:
+        self._step = trainer.global_step
+
+    @rank_zero_only
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
+        step = trainer.global_step
+        if not self.steps or not hasattr(pl_module, "sample_grid") or step == self._step or step % self.steps:
+            return
+        self._step = step
+        try:
+            with self.average.applied(pl_module):
+                picture = pl_module.sample_grid()
+            picture.save(self.folder / f"step-{step:09d}.png")
+        except Exception as error:
+            log.warning("no samples at step %d: %s: %s", step, type(error).__name__, error)

@@ -1,0 +1,93 @@
+"""The bundled model's CLIP: two towers trained by contrast on pictures and captions (Radford et al. 2021).
+
+open_clip gives the loss and the vocabulary; the towers are transformers' own classes, so the text tower is the
+backbone's text encoder as it stands and the vision tower is the concept encoder's.
+"""
+
+from pathlib import Path
+
+import lightning as L
+import numpy as np
+import torch
+from open_clip.loss import ClipLoss
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from escdiff.backbone import mini_folder
+from escdiff.data.arrays import StillLifeArrays
+from escdiff.training import mini
+from escdiff.training.sampling import EpochSampler
+
+MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
+
+
+def normalise(pixels: Tensor) -> Tensor:
+    """[-1, 1] to CLIP's own mean and deviation. (B, 3, H, W)."""
+    mean, std = (torch.tensor(v, device=pixels.device).view(3, 1, 1) for v in (MEAN, STD))
+    return (pixels * 0.5 + 0.5 - mean) / std
+
+
+class CaptionedPictures(Dataset):
+    """Batches of (pixels (B, 3, H, W) in [-1, 1], token ids (B, T)); a fresh caption at each visit."""
+
+    def __init__(self, arrays: StillLifeArrays, seed: int) -> None:
+        self.arrays, self.seed, self.tokenizer = arrays, seed, mini.make_tokenizer()
+
+    def __len__(self) -> int:
+        return len(self.arrays)
+
+    def __getitems__(self, visits: list[tuple[int, int]]) -> tuple[Tensor, Tensor]:
+        rows = [row for _, row in visits]
+        texts = [self.arrays.caption(row, np.random.default_rng((self.seed, epoch, row))) for epoch, row in visits]
+        # Causal attention: what stands behind the end of a text changes nothing, so the batch is cut there.
+        ids = self.tokenizer(texts, padding="longest", truncation=True, return_tensors="pt").input_ids
+        return self.arrays.pixels(rows), ids
+
+
+class ClipModule(L.LightningModule):
+    def __init__(self, lr: float, max_steps: int, warmup: int = 100, weight_decay: float = 0.1) -> None:
+        super().__init__()
+        self.save_hyperparameters()
+        self.clip, self.loss = mini.make_clip(), ClipLoss()
+        self.clip.train()
+
+    def training_step(self, batch: tuple[Tensor, Tensor], _: int) -> Tensor:
+        pixels, ids = batch
+        out = self.clip(input_ids=ids, pixel_values=normalise(pixels))
+        loss = self.loss(out.image_embeds, out.text_embeds, self.clip.logit_scale.exp())
+        right = (out.logits_per_image.argmax(-1) == torch.arange(len(ids), device=ids.device)).float().mean()
+        self.log_dict({"train/loss": loss, "train/top1": right}, prog_bar=True)
+        return loss
+
+    def on_train_batch_end(self, *_) -> None:
+        with torch.no_grad():
+            self.clip.logit_scale.clamp_(0, float(np.log(100)))
+
+    def configure_optimizers(self):
+        # The vocabulary's unused rows get no gradient; decay would only shrink them.
+        decayed = [p for n, p in self.clip.named_parameters() if p.ndim >= 2 and "embedding" not in n]
+        others = [p for n, p in self.clip.named_parameters() if p.ndim < 2 or "embedding" in n]
+        groups = [{"params": decayed, "weight_decay": self.hparams.weight_decay}, {"params": others, "weight_decay": 0}]
+        optimizer = torch.optim.AdamW(groups, lr=self.hparams.lr, betas=(0.9, 0.98))
+        return mini.with_schedule(optimizer, self.hparams.warmup, self.hparams.max_steps)
+
+
+def export(module: ClipModule, folder: Path) -> None:
+    """Write `clip/` (both towers, for the concept encoder), `text_encoder/` and `tokenizer/` (for the backbone)."""
+    from transformers import CLIPImageProcessor, CLIPTextModel
+
+    mini.save_half(module.clip.eval(), folder / "clip")
+    image = CLIPImageProcessor(size={"shortest_edge": mini.SIZE}, crop_size={"height": mini.SIZE, "width": mini.SIZE})
+    image.save_pretrained(folder / "clip")
+    text = CLIPTextModel.from_pretrained(folder / "clip", dtype=torch.float32)
+    mini.save_half(text, folder / "text_encoder")
+    mini.make_tokenizer().save_pretrained(folder / "tokenizer")
+
+
+def build(config):
+    """Module, loader and finish for `escdiff.training.run`."""
+    module = ClipModule(config.optim.lr, config.trainer.max_steps, config.optim.warmup, config.optim.weight_decay)
+    pictures = CaptionedPictures(StillLifeArrays(config.data.root), config.seed)
+    sampler = EpochSampler(len(pictures), config.data.batch_size, config.seed)
+    loader = DataLoader(pictures, batch_sampler=sampler, collate_fn=lambda batch: batch)
+    return module, loader, lambda trained: export(trained, Path(config.export or mini_folder()))

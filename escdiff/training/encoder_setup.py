@@ -1,0 +1,124 @@
+"""What the encoder's training is made of, from a configuration."""
+
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from escdiff.backbone import Backbone, load_backbone
+from escdiff.conditioning import ConditioningSpace
+from escdiff.data.datamodule import EncoderDataModule
+from escdiff.data.images import expand
+from escdiff.data.index import Index
+from escdiff.data.latents import encode_dataset, vae_key
+from escdiff.data.streaming import PhotoDataModule
+from escdiff.encoder.encoder import ConceptEncoder, EncoderConfig
+from escdiff.encoder.vision import load_vision
+from escdiff.training.encoder_module import Objective
+from escdiff.training.options import option
+
+PREVIEWS = 6
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def make_backbone(config: Any) -> Backbone:
+    """Load `backbone.name`, in float32 first: the cache of latents is named after the weights as they are."""
+    backbone = load_backbone(
+        option(config, "backbone.name", "mini"), trust_pickle=option(config, "backbone.trust_pickle", False)
+    )
+    if option(config, "backbone.gradient_checkpointing", False):
+        backbone.unet.enable_gradient_checkpointing()
+    return backbone
+
+
+def make_encoder(config: Any, backbone: Backbone) -> ConceptEncoder:
+    space = ConditioningSpace.build(
+        backbone.unet,
+        layers=option(config, "space.layers", "each"),
+        stages=_stages(option(config, "space.stages", 1)),
+    )
+    settings = EncoderConfig(**_known(EncoderConfig, option(config, "encoder")))
+    return ConceptEncoder.for_backbone(settings, load_vision(settings.vision), backbone, space)
+
+
+def make_objective(config: Any) -> Objective:
+    return Objective(**_known(Objective, option(config, "loss")))
+
+
+class SwapData(EncoderDataModule):
+    """Still Life triples with the target's pixels beside its latents, for the losses on features."""
+
+    def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        self.add_pixels(batch, self.train_set)
+        return super().on_before_batch_transfer(batch, dataloader_idx)
+
+    @staticmethod
+    def add_pixels(batch: Any, dataset: Any) -> Any:
+        if "pixels" not in batch:
+            batch["pixels"] = dataset.arrays.pixels([int(key) for key in batch["key"]])
+        return batch
+
+    def preview(self) -> dict[str, Any]:
+        """A few held-out triples, or training ones where none are held out."""
+        self.setup()
+        loader = self.val_dataloader() or self.train_dataloader()
+        batch = self.add_pixels(next(iter(loader)), self.val_set or self.train_set)
+        return _first(batch, PREVIEWS)
+
+
+class PhotoData(PhotoDataModule):
+    """Photos; targets come with their pixels already."""
+
+    def preview(self) -> dict[str, Any]:
+        return _first(next(iter(self.train_dataloader())), PREVIEWS)
+
+
+def make_data(config: Any, backbone: Backbone):
+    """Still Life with cached latents, or photos, by what `data.root` holds."""
+    root, batch_size = expand(config.data.root), config.data.batch_size
+    common = {
+        "batch_size": batch_size,
+        "seed": config.seed,
+        "num_workers": option(config, "data.num_workers", 0),
+    }
+    index = Index.load(root)
+    if index.name != "still_life":
+        size = option(config, "data.size", backbone.unet.config.sample_size * 8)
+        return PhotoData(root, size=size, **common, **_given(config, "appearance_only", "buffer", "check_hashes"))
+    key = None
+    if getattr(config.data, "latents", "auto") == "auto":  # null means without a cache
+        key = vae_key(backbone.vae, index.options["size"])
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        backbone.vae.to(device)
+        encode_dataset(root, backbone.moments, key, device=device)
+    dtype = DTYPES[option(config, "backbone.dtype", "float32")]
+    if backbone.dtype != dtype:
+        backbone.to(dtype=dtype)
+    shares = _given(config, "one_reference", "shape_only", "appearance_only", "val_fraction")
+    return SwapData(root, latents=key, **common, **shares)
+
+
+def _given(config: Any, *names: str) -> dict[str, Any]:
+    values = {name: option(config, f"data.{name}") for name in names}
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def _known(kind: type, part: Any) -> dict[str, Any]:
+    """The fields of a dataclass that a part of the configuration has, with tuples for lists."""
+    found = {f.name: option(part, f.name) for f in fields(kind)} if part is not None else {}
+    return {name: _plain(value) for name, value in found.items() if value is not None}
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, str | int | float | Path):
+        return value
+    return dict(value) if hasattr(value, "items") else tuple(value)
+
+
+def _stages(value: Any) -> Any:
+    return value if isinstance(value, int) else [int(bound) for bound in value]
+
+
+def _first(batch: dict[str, Any], count: int) -> dict[str, Any]:
+    return {name: value if name == "position" else value[:count] for name, value in batch.items()}

@@ -1,0 +1,114 @@
+"""Callbacks that keep a run sound: randomness by step, no step on a broken gradient, a clean stop."""
+
+import logging
+import random
+import signal
+import threading
+import time
+from typing import Any
+
+import lightning as L
+import numpy as np
+import torch
+
+from escdiff.errors import UserError
+from escdiff.training.averaging import trainable
+
+log = logging.getLogger(__name__)
+
+
+class StepSeeds(L.Callback):
+    """Seeds all generators before each batch from (seed, rank, number of the batch).
+
+    So noise, timesteps and drops of a batch do not depend on what ran before it in this process, and a
+    resumed run draws what the run that was stopped would have drawn.
+
+    Attributes:
+        batches: trained so far, over all sittings.
+    """
+
+    def __init__(self, seed: int) -> None:
+        self.seed, self.batches = seed, 0
+
+    def on_train_batch_start(self, trainer: L.Trainer, *_: Any) -> None:
+        sequence = np.random.SeedSequence([self.seed, trainer.global_rank, self.batches])
+        first, second = (int(v) for v in sequence.generate_state(2, np.uint32))
+        random.seed(first)
+        np.random.seed(first)
+        torch.manual_seed(first << 32 | second)
+
+    def on_train_batch_end(self, *_: Any) -> None:
+        self.batches += 1
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"batches": self.batches}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.batches = state_dict["batches"]
+
+
+class GradientGuard(L.Callback):
+    """Clips the gradient's norm; skips a step whose gradient is not finite, ends the run after several such.
+
+    Clipping here, not in the trainer, costs one norm instead of two and goes with fused optimizers.
+    Gradients, not losses, are looked at: after their reduction all ranks see the same, so none steps alone.
+    """
+
+    def __init__(self, clip: float | None = None, patience: int = 10) -> None:
+        self.clip, self.patience, self.bad = clip, patience, 0
+
+    def on_before_optimizer_step(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: torch.optim.Optimizer
+    ) -> None:
+        parameters = trainable(pl_module)
+        norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+        pl_module.log("train/grad_norm", norm)
+        if torch.isfinite(norm):
+            self.bad = 0
+            if self.clip:
+                torch.nn.utils.clip_grads_with_norm_(parameters, self.clip, norm)
+            return
+        self.bad += 1
+        for parameter in parameters:
+            parameter.grad = None  # which optimizers leave alone
+        log.warning("the gradient of step %d is not finite; the step is skipped", trainer.global_step)
+        if self.bad >= self.patience:
+            what = f"{self.bad} gradients in a row were not finite, up to step {trainer.global_step}"
+            hint = "the last checkpoint is sound: resume from it with a lower optim.lr, or in float32"
+            raise UserError(f"{what}; {hint}")
+
+
+class CleanStop(L.Callback):
+    """Ends the run after the current step on SIGINT or SIGTERM, or when its minutes are used up.
+
+    The checkpoint callback then saves. A second SIGINT interrupts at once.
+    """
+
+    def __init__(self, max_minutes: float | None = None) -> None:
+        self.max_seconds = None if max_minutes is None else 60 * max_minutes
+        self.asked, self._handlers, self._start = False, {}, 0.0
+
+    def _ask(self, number: int, _frame: Any) -> None:
+        self.asked = True
+        log.warning("%s: finishing this step, then saving", signal.Signals(number).name)
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    def on_train_start(self, *_: Any) -> None:
+        self._start = time.monotonic()
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self._handlers[number] = signal.signal(number, self._ask)
+
+    def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
+        late = self.max_seconds is not None and time.monotonic() - self._start > self.max_seconds
+        stop = self.asked or late
+        if trainer.world_size > 1:
+            stop = trainer.strategy.reduce_boolean_decision(stop, all=False)
+        trainer.should_stop = trainer.should_stop or stop
+
+    def teardown(self, *_: Any, **__: Any) -> None:
+        for number, handler in self._handlers.items():
+            signal.signal(number, handler)
+        self._handlers = {}
+
+    on_exception = teardown

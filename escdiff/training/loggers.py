@@ -1,0 +1,131 @@
+"""Loggers: a local JSONL file is the truth; wandb and TensorBoard are mirrors that may fail without harm."""
+
+import json
+import logging
+import math
+import time
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch.loggers import Logger
+from lightning.pytorch.utilities import rank_zero_only
+
+from escdiff.data.index import write_atomic
+from escdiff.errors import UserError
+from escdiff.training.options import option, to_plain
+
+log = logging.getLogger(__name__)
+
+
+class JsonlLogger(Logger):
+    """One JSON object per logged step: step (counted from 0), seconds since the epoch, and every metric.
+
+    Values that are not finite become null, since JSON has no word for them.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        super().__init__()
+        self.path = Path(path)
+
+    @property
+    def name(self) -> str:
+        return "jsonl"
+
+    @property
+    def version(self) -> str:
+        return ""
+
+    def log_hyperparams(self, *args: Any, **kwargs: Any) -> None:
+        """Nothing: the run folder holds the whole config."""
+
+    @rank_zero_only
+    def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
+        values = {k: v if math.isfinite(v) else None for k, v in ((k, float(v)) for k, v in metrics.items())}
+        line = json.dumps({"step": step, "time": round(time.time(), 3), **values})
+        with open(self.path, "a") as file:  # opened anew each time, so a killed run loses nothing
+            file.write(line + "\n")
+
+    @rank_zero_only
+    def rewind(self, step: int) -> None:
+        """Drop what was logged at `step` or later: those steps were lost and will be trained again."""
+        if not self.path.exists():
+            return
+        lines = self.path.read_text().splitlines(keepends=True)
+        kept = [line for line in lines if line.endswith("\n") and _step(line) < step]
+        if len(kept) < len(lines):
+            write_atomic(self.path, "".join(kept).encode())
+
+
+def _step(line: str) -> float:
+    try:
+        return json.loads(line).get("step") or 0
+    except ValueError:  # half a line, of a run that was killed
+        return math.inf
+
+
+class Mirror(Logger):
+    """Passes everything on to another logger until that fails for the first time; then goes silent."""
+
+    def __init__(self, inner: Logger) -> None:
+        super().__init__()
+        self.inner, self.works = inner, True
+
+    def _pass_on(self, method: str, *args: Any, **kwargs: Any) -> None:
+        if not self.works:
+            return
+        try:
+            getattr(self.inner, method)(*args, **kwargs)
+        except Exception as error:
+            self.works = False
+            log.warning("%s failed (%s); metrics go on into the local file only", type(self.inner).__name__, error)
+
+    @property
+    def name(self) -> str:
+        return type(self.inner).__name__
+
+    @property
+    def version(self) -> str:
+        return ""
+
+    def log_hyperparams(self, *args: Any, **kwargs: Any) -> None:
+        self._pass_on("log_hyperparams", *args, **kwargs)
+
+    def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
+        self._pass_on("log_metrics", metrics, step)
+
+    def save(self) -> None:
+        self._pass_on("save")
+
+    def finalize(self, status: str) -> None:
+        self._pass_on("finalize", status)
+
+
+def make_loggers(config: Any, folder: Path) -> list[Logger]:
+    """The JSONL logger and, by `logger.name` (none, tensorboard or wandb), a mirror.
+
+    Raises:
+        UserError: another name.
+    """
+    loggers: list[Logger] = [JsonlLogger(folder / "metrics.jsonl")]
+    name = option(config, "logger.name", "none")
+    if name in ("none", "jsonl"):
+        return loggers
+    if name not in ("tensorboard", "wandb"):
+        raise UserError(f"logger {name!r} given; expected none, tensorboard or wandb")
+    try:
+        if name == "tensorboard":
+            from lightning.pytorch.loggers import TensorBoardLogger
+
+            loggers.append(Mirror(TensorBoardLogger(str(folder), name="", version="tensorboard")))
+        else:
+            from lightning.pytorch.loggers import WandbLogger
+
+            project, run = option(config, "logger.project", "escdiff"), option(config, "run_id")
+            mode = option(config, "logger.mode", "online")
+            made = WandbLogger(
+                project=project, id=run, name=run, save_dir=str(folder), mode=mode, config=to_plain(config)
+            )
+            loggers.append(Mirror(made))
+    except Exception as error:  # not installed, no key, no network: none of it is worth a training
+        log.warning("%s is not available (%s); metrics go into the local file only", name, error)
+    return loggers

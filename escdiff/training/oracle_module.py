@@ -1,0 +1,93 @@
+"""Training of the oracle (`escdiff.still_life.oracle`) on renders, roughened so that it reads paintings too."""
+
+from pathlib import Path
+
+import lightning as L
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from escdiff.backbone import mini_folder
+from escdiff.data.arrays import StillLifeArrays
+from escdiff.still_life.oracle import CLASSES, Oracle
+from escdiff.training import mini
+from escdiff.training.sampling import EpochSampler
+
+
+class LabelledPictures(Dataset):
+    """Batches of pixels (B, 3, H, W) in [-1, 1] and their factors, a dict of (B,) classes and (B, n) values."""
+
+    def __init__(self, arrays: StillLifeArrays) -> None:
+        self.arrays = arrays
+        values = [self._values(f) for f in arrays.factors]
+        self.values = {name: np.array([v[name] for v in values], np.float32) for name in values[0]}
+
+    @staticmethod
+    def _values(factors) -> dict[str, tuple[float, ...]]:
+        m = factors.material
+        return {"params": factors.shape.params, "rgb": m.rgb, "rgb2": m.rgb2, "gloss": (m.gloss,)}
+
+    def __len__(self) -> int:
+        return len(self.arrays)
+
+    def __getitems__(self, visits: list[tuple[int, int]]) -> tuple[Tensor, dict[str, Tensor]]:
+        rows = [row for _, row in visits]
+        factors = {name: torch.from_numpy(self.arrays.labels[name][rows]) for name in CLASSES}
+        factors |= {name: torch.from_numpy(values[rows]) for name, values in self.values.items()}
+        return self.arrays.pixels(rows), factors
+
+
+def roughen(pixels: Tensor) -> Tensor:
+    """Blur and noise of random strength: generated pictures are softer than renders."""
+    blurred = F.interpolate(F.avg_pool2d(pixels, 2), scale_factor=2, mode="bilinear", align_corners=False)
+    share = torch.rand(len(pixels), 1, 1, 1, device=pixels.device) * (torch.rand_like(pixels[:, :1, :1, :1]) < 0.6)
+    noise = 0.06 * torch.rand_like(share) * torch.randn_like(pixels)
+    return torch.lerp(pixels, blurred, share) + noise
+
+
+def two_colored(factors: dict[str, Tensor]) -> Tensor:
+    """Whether each picture shows its second colour at all: a plain pattern has none. (B,) bool."""
+    return factors["pattern"] != CLASSES["pattern"].index("plain")
+
+
+class OracleModule(L.LightningModule):
+    def __init__(self, lr: float, max_steps: int, warmup: int = 100) -> None:
+        super().__init__()
+        self.save_hyperparameters()
+        self.oracle = Oracle()
+
+    def training_step(self, batch: tuple[Tensor, dict[str, Tensor]], _: int) -> Tensor:
+        pixels, factors = batch
+        out = self.oracle(roughen(pixels))
+        shown = two_colored(factors)
+        total = pixels.new_zeros(())
+        for name, guess in out.items():
+            mask = shown if name in ("color2", "rgb2") else torch.ones_like(shown)
+            if name in CLASSES:
+                loss = F.cross_entropy(guess, factors[name], reduction="none", label_smoothing=0.05)
+                right = (guess.argmax(-1) == factors[name]).float()
+                self.log(f"train/{name}", (right * mask).sum() / mask.sum().clamp_min(1), prog_bar=name == "family")
+            else:
+                loss = 4 * (guess - factors[name]).square().mean(-1)
+            total = total + (loss * mask).sum() / mask.sum().clamp_min(1)
+        self.log("train/loss", total, prog_bar=True)
+        return total
+
+    def configure_optimizers(self):
+        optimizer = torch.optim.AdamW(self.oracle.parameters(), lr=self.hparams.lr, weight_decay=0.02)
+        return mini.with_schedule(optimizer, self.hparams.warmup, self.hparams.max_steps)
+
+
+def build(config):
+    """Module, loader and finish for `escdiff.training.run`."""
+    data = LabelledPictures(StillLifeArrays(config.data.root))
+    module = OracleModule(config.optim.lr, config.trainer.max_steps, config.optim.warmup)
+    sampler = EpochSampler(len(data), config.data.batch_size, config.seed)
+    loader = DataLoader(data, batch_sampler=sampler, collate_fn=lambda batch: batch)
+
+    def finish(trained: OracleModule) -> None:
+        trained.oracle.eval().save_pretrained(Path(config.export or mini_folder()) / "oracle")
+
+    return module, loader, finish

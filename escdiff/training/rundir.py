@@ -1,0 +1,125 @@
+"""A run's folder: composed config, metrics, samples, checkpoints and a manifest of what ran where."""
+
+import json
+import logging
+import platform
+import shutil
+import sys
+import time
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from torch import nn
+
+from escdiff.data.index import write_atomic
+from escdiff.errors import UserError
+from escdiff.training.options import to_plain
+
+PACKAGES = ("escdiff", "torch", "lightning", "diffusers", "transformers", "peft", "open_clip_torch")
+SPARE = 200e6  # bytes, for metrics and sample grids
+log = logging.getLogger(__name__)
+
+
+class RunFolder:
+    """Paths in, and records of, one run.
+
+    Layout: config.yaml, manifest.json, metrics.jsonl, checkpoints/step-*.ckpt, samples/step-*.png, and
+    whatever the recipe exports.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path).expanduser()
+        self.checkpoints, self.samples = self.path / "checkpoints", self.path / "samples"
+        self.metrics = self.path / "metrics.jsonl"
+
+    def create(self) -> None:
+        """Make the folders.
+
+        Raises:
+            UserError: that cannot be done.
+        """
+        try:
+            self.checkpoints.mkdir(parents=True, exist_ok=True)
+            self.samples.mkdir(exist_ok=True)
+        except OSError as error:
+            raise UserError(
+                f"cannot make the run folder {self.path}: {error.strerror}; give another run_dir"
+            ) from error
+
+    def saved(self) -> list[Path]:
+        """Checkpoints, the newest (furthest) first."""
+        return sorted(self.checkpoints.glob("step-*.ckpt"), reverse=True)
+
+    def newest_checkpoint(self) -> Path | None:
+        """The furthest checkpoint that can be read, None where there is none.
+
+        Raises:
+            UserError: there are some and none can be read.
+        """
+        saved = self.saved()
+        for path in saved:
+            try:
+                if "global_step" in torch.load(path, map_location="cpu", mmap=True, weights_only=True):
+                    return path
+                reason = "it is no training checkpoint"
+            except Exception as error:  # a damaged file fails in whatever way its bytes lead to
+                reason = str(error).strip().splitlines()[0] if str(error) else type(error).__name__
+            log.warning("the checkpoint %s cannot be read (%s); trying the one before", path, reason)
+        if saved:
+            raise UserError(f"no checkpoint in {self.checkpoints} can be read; delete them to start anew")
+        return None
+
+    def check_fresh(self) -> None:
+        """Refuse to start anew over the checkpoints of an earlier run.
+
+        Raises:
+            UserError: there are some.
+        """
+        if self.saved():
+            what = f"{self.checkpoints} holds checkpoints of an earlier run and resume=false was given"
+            raise UserError(f"{what}; say resume=true to go on, or give another run_id")
+
+    def check_space(self, module: nn.Module, keep: int) -> None:
+        """Refuse a run whose checkpoints would not fit on the disk.
+
+        Raises:
+            UserError: names what is needed and what is free.
+        """
+        size = sum(p.numel() * p.element_size() * (4 if p.requires_grad else 1) for p in module.parameters())
+        needed = (keep + 1) * size + SPARE  # the newest is written before the oldest goes
+        free = shutil.disk_usage(self.path).free
+        if needed > free:
+            what = f"this run needs about {needed / 1e9:.1f} GB in {self.path}, {free / 1e9:.1f} GB are free"
+            raise UserError(f"{what}; make room, keep fewer checkpoints or give another run_dir")
+
+    def write_config(self, config: Any) -> None:
+        text = yaml.safe_dump(to_plain(config), sort_keys=False, allow_unicode=True)
+        write_atomic(self.path / "config.yaml", text.encode())
+
+    def write_manifest(self, **values: Any) -> None:
+        """Merge `values` into manifest.json."""
+        path = self.path / "manifest.json"
+        try:
+            known = json.loads(path.read_text())
+        except (OSError, ValueError):
+            known = {}
+        write_atomic(path, json.dumps({**known, **values}, indent=1).encode())
+
+
+def environment() -> dict[str, Any]:
+    """What a figure of this run depends on besides its config."""
+    versions = {}
+    for name in PACKAGES:
+        try:
+            versions[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            versions[name] = "unknown"
+    devices = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    return {
+        "command": sys.argv, "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"), "packages": versions,
+        "python": platform.python_version(), "platform": platform.platform(),
+        "threads": torch.get_num_threads(), "devices": devices or ["cpu"],
+    }  # fmt: skip

@@ -1,0 +1,111 @@
+"""The bundled model's U-Net, trained on cached latents and captions (Rombach et al. 2022, eq. 3; v-prediction)."""
+
+from pathlib import Path
+
+import lightning as L
+import numpy as np
+import torch
+from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from escdiff.backbone import mini_folder
+from escdiff.data.arrays import StillLifeArrays
+from escdiff.data.latents import encode_dataset, load_latents, vae_key
+from escdiff.training import mini
+from escdiff.training.muon import Muon
+from escdiff.training.sampling import EpochSampler
+
+# How often a caption leaves something unsaid, so that the backbone knows what to do with part of a description.
+HIDE = {(): 0.65, ("shape",): 0.1, ("appearance",): 0.15, ("shape", "appearance"): 0.1}
+EMPTY = 0.1  # captions replaced by nothing, for classifier-free guidance
+
+
+class CaptionedLatents(Dataset):
+    """Batches of (moments (B, 2C, h, w) float16, token ids (B, 77))."""
+
+    def __init__(self, arrays: StillLifeArrays, moments: Tensor, tokenizer, seed: int) -> None:
+        self.arrays, self.moments, self.tokenizer, self.seed = arrays, moments, tokenizer, seed
+
+    def __len__(self) -> int:
+        return len(self.arrays)
+
+    def text(self, epoch: int, row: int) -> str:
+        rng = np.random.default_rng((self.seed, epoch, row))
+        if rng.random() < EMPTY:
+            return ""
+        hidden = list(HIDE)[int(rng.choice(len(HIDE), p=list(HIDE.values())))]
+        return self.arrays.caption(row, rng, hidden)
+
+    def __getitems__(self, visits: list[tuple[int, int]]) -> tuple[Tensor, Tensor]:
+        texts = [self.text(epoch, row) for epoch, row in visits]
+        ids = self.tokenizer(texts, padding="max_length", truncation=True, return_tensors="pt").input_ids
+        return self.moments[[row for _, row in visits]], ids
+
+
+def sample_timesteps(count: int, bias: float, generator: torch.Generator | None = None) -> Tensor:
+    """Timestep indices 0..999 (count,); `bias` > 0 leans to high noise, where shape and layout are decided."""
+    return (torch.rand(count, generator=generator) ** (1 / (1 + bias)) * 1000).long().clamp(max=999)
+
+
+class UnetModule(L.LightningModule):
+    """`text_encoder` is frozen and stays outside the module, so that no checkpoint or average holds it."""
+
+    def __init__(
+        self, text_encoder, lr: float, max_steps: int, warmup: int = 200, high_noise_bias: float = 0.4
+    ) -> None:
+        super().__init__()
+        self.save_hyperparameters(ignore="text_encoder")
+        self.unet, self.scheduler = mini.make_unet(), mini.make_scheduler()
+        self._frozen = (text_encoder.requires_grad_(False).eval(),)  # a tuple hides it from nn.Module
+
+    def training_step(self, batch: tuple[Tensor, Tensor], _: int) -> Tensor:
+        moments, ids = batch
+        latents = DiagonalGaussianDistribution(moments.float()).sample()
+        with torch.no_grad():
+            states = self._frozen[0].to(self.device)(ids).last_hidden_state
+        timesteps = sample_timesteps(len(latents), self.hparams.high_noise_bias).to(self.device)
+        noise = torch.randn_like(latents)
+        noisy = self.scheduler.add_noise(latents, noise, timesteps)
+        target = self.scheduler.get_velocity(latents, noise, timesteps)
+        error = (self.unet(noisy, timesteps, states).sample.float() - target).square().mean((1, 2, 3))
+        self.log("train/loss", error.mean(), prog_bar=True)
+        for band in range(4):
+            inside = timesteps // 250 == band
+            if inside.any():
+                self.log(f"train/loss_t{band * 250}", error[inside].mean().detach())
+        return error.mean()
+
+    def configure_optimizers(self):
+        optimizer = Muon(self.unet.parameters(), self.hparams.lr)
+        return mini.with_schedule(optimizer, self.hparams.warmup, self.hparams.max_steps)
+
+
+def build(config):
+    """Module, loader and finish for `escdiff.training.run`; encodes the data's latents if they are not there yet."""
+    from diffusers import AutoencoderKL, StableDiffusionPipeline
+    from transformers import CLIPTextModel, CLIPTokenizer
+
+    folder = Path(config.export or mini_folder())
+    vae = AutoencoderKL.from_pretrained(folder / "vae", torch_dtype=torch.float32).eval()
+    text = CLIPTextModel.from_pretrained(folder / "text_encoder", dtype=torch.float32)
+    tokenizer = CLIPTokenizer.from_pretrained(folder / "tokenizer")
+    key = vae_key(vae, mini.SIZE)
+    encode_dataset(config.data.root, lambda pixels: vae.quant_conv(vae.encoder(pixels)), key)
+    arrays = StillLifeArrays(config.data.root)
+    data = CaptionedLatents(arrays, load_latents(config.data.root, key), tokenizer, config.seed)
+    module = UnetModule(text, config.optim.lr, config.trainer.max_steps, config.optim.warmup)
+    sampler = EpochSampler(len(data), config.data.batch_size, config.seed)
+    loader = DataLoader(data, batch_sampler=sampler, collate_fn=lambda batch: batch)
+
+    def finish(trained: UnetModule) -> None:
+        mini.save_half(trained.unet.eval(), folder / "unet")
+        parts = {"unet": trained.unet, "vae": vae, "text_encoder": text, "tokenizer": tokenizer}
+        pipeline = StableDiffusionPipeline(
+            **parts, scheduler=trained.scheduler, safety_checker=None, feature_extractor=None,
+            requires_safety_checker=False,
+        )  # fmt: skip
+        pipeline.save_config(folder)
+        trained.scheduler.save_pretrained(folder / "scheduler")
+
+    return module, loader, finish

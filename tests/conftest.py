@@ -1,0 +1,39 @@
+"""Session fixtures: the tiny real components of `tiny.py`. They are shared: deep-copy what you change."""
+
+import os
+
+# Tests must pass offline, and must show it.
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+import pytest
+import tiny
+
+
+@pytest.fixture(scope="session")
+def tiny_unet():
+    return tiny.make_unet().requires_grad_(False)
+
+
+@pytest.fixture(scope="session")
+def tiny_text():
+    return tiny.make_tokenizer(), tiny.make_text_encoder().requires_grad_(False)
+
+
+@pytest.fixture(scope="session")
+def tiny_vae():
+    return tiny.make_vae().requires_grad_(False)
+
+
+@pytest.fixture(scope="session")
+def tiny_backbone(tiny_unet, tiny_text, tiny_vae):
+    tokenizer, text_encoder = tiny_text
+    return tiny.make_backbone(unet=tiny_unet, vae=tiny_vae, tokenizer=tokenizer, text_encoder=text_encoder)
+
+
+@pytest.fixture(scope="session")
+def tiny_folder(tiny_backbone, tmp_path_factory):
+    """The tiny backbone as a diffusers folder, as `load_backbone` and `StableDiffusionPipeline` read it."""
+    folder = tmp_path_factory.mktemp("tiny_backbone")
+    tiny_backbone.pipeline().save_pretrained(folder, safe_serialization=True)
+    return folder

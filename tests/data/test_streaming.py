@@ -1,0 +1,103 @@
+import numpy as np
+import pytest
+
+from escdiff.data.index import Index
+from escdiff.data.shards import encode_json, encode_png, write_shard
+from escdiff.data.streaming import PhotoDataModule, PhotoStream
+from escdiff.errors import UserError
+
+META = {"caption": "a vase", "category": "vase", "source": "test", "licence": "CC0-1.0"}
+
+
+def write(folder, shards=4, samples=10, damaged=()) -> None:
+    rng = np.random.default_rng(0)
+    made = []
+    for s in range(shards):
+        rows = []
+        for i in range(samples):
+            picture = encode_png(rng.integers(0, 256, (20, 24, 3), dtype=np.uint8))
+            if (s, i) in damaged:
+                picture = picture[:100]
+            rows.append({"__key__": f"{s}{i:02d}", "png": picture, "json": encode_json(META), "note.txt": b"x"})
+        made.append(write_shard(folder / f"photos-{s}.tar", rows))
+    Index("photos", shards=made, planned=shards).save(folder)
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("photos")
+    write(folder)
+    return folder
+
+
+def module(folder, **options) -> PhotoDataModule:
+    return PhotoDataModule(folder, **{"batch_size": 4, "size": 16, "buffer": 7, **options})
+
+
+def keys(batches) -> list[list[str]]:
+    return [list(batch["key"]) for batch in batches]
+
+
+def stream(folder, rank=0, world=1, streams=1, batch_size=4) -> PhotoStream:
+    return PhotoStream(folder, Index.load(folder), batch_size, 16, 0, rank, world, streams, 7, 0.2)
+
+
+def test_an_epoch_holds_every_sample_once_in_a_mixed_order(photos):
+    data = module(photos)
+    first = [key for batch in keys(data.train_dataloader()) for key in batch]
+    assert len(first) == len(set(first)) == 40 and first != sorted(first)
+    data.set_epoch(1)
+    second = [key for batch in keys(data.train_dataloader()) for key in batch]
+    assert sorted(second) == sorted(first) and second != first
+
+
+def test_ranks_and_workers_read_different_samples(photos):
+    ranks = [keys(stream(photos, rank, world=2)) for rank in range(2)]
+    assert [len(rank) for rank in ranks] == [5, 5]
+    assert {k for b in ranks[0] for k in b}.isdisjoint(k for b in ranks[1] for k in b)
+    shared = keys(module(photos, num_workers=2).train_dataloader())
+    assert len({key for batch in shared for key in batch}) == 40
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_killed_training_sees_exactly_the_samples_it_would_have(photos, tmp_path, fit, workers):
+    def data():
+        return module(photos, num_workers=workers)
+
+    assert data().steps_per_epoch() == 10
+    whole = fit(data(), tmp_path, 23, every=1)
+    assert len(whole.seen) == 23
+    for at in (3, 10, 15):
+        rest = fit(data(), tmp_path / str(at), 23, resume=next(tmp_path.glob(f"*step={at}.ckpt")))
+        assert rest.seen == whole.seen[at:], at
+        assert rest.weight.equal(whole.weight)
+
+
+def test_too_few_shards_or_samples_are_refused(photos):
+    with pytest.raises(UserError, match="2 ranks x 3 workers"):
+        stream(photos, world=2, streams=3)
+    with pytest.raises(UserError, match="smaller"):
+        stream(photos, batch_size=41)
+
+
+def test_damaged_pictures_are_left_out_and_named_up_to_a_limit(tmp_path, caplog):
+    write(tmp_path, damaged={(1, 3), (2, 5)})
+    seen = {key for batch in keys(module(tmp_path).train_dataloader()) for key in batch}
+    assert len(seen) == 38 and "103 of" in caplog.text and "205 of" in caplog.text
+    write(tmp_path, damaged={(1, i) for i in range(5)})
+    with pytest.raises(UserError, match="cannot be read, more than 0.1%"):
+        list(module(tmp_path).train_dataloader())
+
+
+def test_missing_and_changed_shards_are_refused(tmp_path):
+    write(tmp_path)
+    path = tmp_path / "photos-2.tar"
+    data = bytearray(path.read_bytes())
+    data[600] ^= 1
+    path.write_bytes(data)
+    module(tmp_path).setup()
+    with pytest.raises(UserError, match="photos-2.tar is damaged"):
+        module(tmp_path, check_hashes=True).setup()
+    path.unlink()
+    with pytest.raises(UserError, match="photos-2.tar is missing"):
+        module(tmp_path).setup()

@@ -1,0 +1,81 @@
+"""A Stable Diffusion small enough for every test: SD's own classes, block types and layer names, random.
+
+Nothing here touches the network; the vocabulary is the one that open_clip ships.
+"""
+
+import functools
+
+import torch
+from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
+from transformers import CLIPTextConfig, CLIPTextModel
+
+from escdiff.backbone import Backbone
+from escdiff.training.mini import make_tokenizer
+
+WIDTH = 32  # of the text encoder, hence of the cross-attention
+PIXELS = 128
+LATENT_CHANNELS = 8
+
+
+def seeded(build):
+    """Run a builder under a fixed seed, leaving the global generator as it was."""
+
+    @functools.wraps(build)
+    def wrapper(*args, seed: int = 0, **kwargs):
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            return build(*args, **kwargs)
+
+    return wrapper
+
+
+@seeded
+def make_text_encoder(width: int = WIDTH) -> CLIPTextModel:
+    config = CLIPTextConfig(
+        hidden_size=width, intermediate_size=2 * width, num_hidden_layers=2, num_attention_heads=4,
+        projection_dim=width, vocab_size=49408, max_position_embeddings=77, hidden_act="quick_gelu",
+        bos_token_id=49406, eos_token_id=49407, pad_token_id=49407,
+    )  # fmt: skip
+    return CLIPTextModel(config).eval()
+
+
+@seeded
+def make_vae() -> AutoencoderKL:
+    """f=8, eight latent channels, a scaling factor that is not one."""
+    return AutoencoderKL(
+        in_channels=3, out_channels=3, latent_channels=LATENT_CHANNELS, sample_size=PIXELS,
+        down_block_types=("DownEncoderBlock2D",) * 4, up_block_types=("UpDecoderBlock2D",) * 4,
+        block_out_channels=(8, 8, 8, 8), layers_per_block=1, norm_num_groups=4, scaling_factor=0.5,
+    ).eval()  # fmt: skip
+
+
+@seeded
+def make_unet(width: int = WIDTH) -> UNet2DConditionModel:
+    """SD's block types, hence its 16 cross-attention layers (`attention_head_dim` counts heads)."""
+    return UNet2DConditionModel(
+        sample_size=PIXELS // 8, in_channels=LATENT_CHANNELS, out_channels=LATENT_CHANNELS,
+        down_block_types=("CrossAttnDownBlock2D",) * 3 + ("DownBlock2D",),
+        up_block_types=("UpBlock2D",) + ("CrossAttnUpBlock2D",) * 3,
+        block_out_channels=(8, 8, 16, 16), attention_head_dim=2, layers_per_block=2,
+        cross_attention_dim=width, norm_num_groups=4,
+    ).eval()  # fmt: skip
+
+
+def make_scheduler(prediction_type: str = "epsilon") -> DDIMScheduler:
+    """SD's own noise schedule."""
+    return DDIMScheduler(
+        num_train_timesteps=1000, beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012,
+        prediction_type=prediction_type, clip_sample=False, set_alpha_to_one=False, steps_offset=1,
+    )  # fmt: skip
+
+
+def make_backbone(**parts) -> Backbone:
+    """A fresh tiny backbone; name a part (`unet=...`) to use your own."""
+    return Backbone(
+        unet=parts.get("unet") or make_unet(),
+        vae=parts.get("vae") or make_vae(),
+        text_encoder=parts.get("text_encoder") or make_text_encoder(),
+        tokenizer=parts.get("tokenizer") or make_tokenizer(),
+        scheduler=parts.get("scheduler") or make_scheduler(),
+        name=parts.get("name", "tiny"),
+    )

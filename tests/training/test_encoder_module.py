@@ -1,0 +1,228 @@
+"""The encoder's training: what is trained and saved, exact resuming, its parts one by one."""
+
+import copy
+from types import SimpleNamespace
+
+import pytest
+import torch
+from transformers import CLIPVisionConfig, CLIPVisionModel
+
+from data_prep.still_life import StillLifeOptions, make_still_life
+from escdiff.backbone import load_backbone
+from escdiff.conditioning import ConditioningSpace, bind
+from escdiff.conditioning.grid import expand, pack
+from escdiff.encoder import ConceptEncoder
+from escdiff.training import encoder_module, run
+from escdiff.training.feed import LayerFeed
+from escdiff.training.timesteps import draw_timesteps
+from escdiff.training.tying import encode_tied, random_runs, tie
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("data") / "world"
+    make_still_life(folder, 96, StillLifeOptions(seed=1))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def vision(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("vision")
+    torch.manual_seed(0)
+    settings = CLIPVisionConfig(
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=4,
+        num_attention_heads=2,
+        image_size=64,
+        patch_size=16,
+    )
+    CLIPVisionModel(settings).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def config(tmp_path, data, vision, tiny_folder):
+    encoder = SimpleNamespace(vision=str(vision), features=32, branch_rank=2, tokens={"shape": 1, "appearance": 2})
+    trainer = SimpleNamespace(max_steps=6, accelerator="cpu", devices=1, log_steps=2, save_steps=3, sample_steps=6)
+    return SimpleNamespace(
+        recipe="encoder", seed=5, run_dir=str(tmp_path / "run"), resume=True,
+        backbone=SimpleNamespace(name=str(tiny_folder)), encoder=encoder, space=SimpleNamespace(stages=1),
+        data=SimpleNamespace(root=str(data), batch_size=4, val_fraction=0.0),
+        optim=SimpleNamespace(lr=1e-3, warmup=2, ema=0.9), trainer=trainer,
+        loss=SimpleNamespace(draws=2, cells=4, exact_from=0.5),
+    )  # fmt: skip
+
+
+def checkpoint(config) -> dict:
+    return torch.load(run.RunFolder(config.run_dir).newest_checkpoint(), weights_only=True)
+
+
+class StopAt(run.L.Callback):
+    def __init__(self, step):
+        self.step = step
+
+    def on_train_batch_end(self, trainer, *_):
+        trainer.should_stop = trainer.global_step == self.step
+
+
+def test_train_resume_export(config, tmp_path, tiny_folder):
+    config.data.batch_size, config.loss.draws = 16, 1  # four steps to an epoch
+    run.train(config)
+    straight = checkpoint(config)
+    assert not [name for name in straight["state_dict"] if "unet" in name or "vision" in name]
+    assert {name.split(".")[0] for name in straight["state_dict"]} == {"encoder", "branches"}
+    assert (tmp_path / "run" / "samples" / "step-000000006.png").stat().st_size > 1000
+
+    config.run_dir = str(tmp_path / "parts")
+    run.train(config, [StopAt(3)])  # within the epoch
+    run.train(config, [StopAt(4)])  # at its end
+    run.train(config)
+    parts = checkpoint(config)
+    assert parts["global_step"] == 6
+    for name, value in straight["state_dict"].items():
+        assert torch.equal(value, parts["state_dict"][name]), name
+    for a, b in zip(straight["optimizer_states"], parts["optimizer_states"], strict=True):
+        for number, state in a["state"].items():
+            assert all(torch.equal(v, b["state"][number][k]) for k, v in state.items())
+    shadows = [
+        next(state for name, state in saved["callbacks"].items() if name.startswith("Average"))["shadow_params"]
+        for saved in (straight, parts)
+    ]
+    assert all(torch.equal(a, b) for a, b in zip(*shadows, strict=True))
+
+    backbone = load_backbone(str(tiny_folder))
+    encoder = ConceptEncoder.from_pretrained(tmp_path / "run" / "export", backbone)
+    learned = dict(encoder.named_parameters())
+    names = [name for name in straight["state_dict"] if name.removeprefix("encoder.") in learned]
+    moved = [n for n in names if not torch.allclose(learned[n.removeprefix("encoder.")], straight["state_dict"][n])]
+    assert moved  # the export holds the averaged weights, not the last ones
+    assert any("lora" in name for name, _ in backbone.unet.named_parameters())
+
+
+def module_of(config):
+    module, data, _ = encoder_module.build(config)
+    data.setup()
+    batch = data.add_pixels(next(iter(data.train_dataloader())), data.train_set)
+    module.trainer = SimpleNamespace(global_step=0, log_every_n_steps=10)
+    return module, batch
+
+
+@pytest.mark.parametrize("words_step", [True, False])
+def test_gradients_reach_the_encoder_and_only_it(config, monkeypatch, words_step):
+    monkeypatch.setattr(encoder_module.EncoderModule, "global_step", 0 if words_step else 2)
+    module, batch = module_of(config)
+    module.on_fit_start()
+    out = module.training_step(batch, 0)
+    out["loss"].backward()
+    module.on_fit_end()
+    if not words_step:
+        assert out["error"].shape == out["timesteps"].shape == (8,)
+    missing = [name for name, p in module.named_parameters() if p.grad is None]
+    assert not missing  # DDP wants every parameter in every step
+    branches = {id(p) for p in module.branches}
+    for part in (
+        module.backbone.unet,
+        module.backbone.text_encoder,
+        module.backbone.vae,
+        module.encoder.vision,
+    ):
+        assert all(p.grad is None for p in part.parameters() if id(p) not in branches)
+
+
+def test_drop_keeps_placeholders(config):
+    config.loss = SimpleNamespace(drop_text=1.0, drop_shape=1.0, drop_appearance=0.0)
+    module, _ = module_of(config)
+    texts, dropped = module.drop(["a photo of a <appearance> <shape> on a navy background", "one red <shape>, big"])
+    assert texts == ["<appearance> <shape>", "<shape>,"]
+    assert dropped["shape"].all() and not dropped["appearance"].any()
+
+
+def test_stages_select_each_samples_own(config, monkeypatch):
+    monkeypatch.setattr(encoder_module.EncoderModule, "global_step", 5)  # all cells
+    config.space = SimpleNamespace(stages=2)
+    config.encoder.branch_rank = 0
+    module, batch = module_of(config)
+    features = module.features(batch)
+    residuals = {a: module.encoder.residuals(a, features[a]) for a in ("shape", "appearance")}
+    stage = torch.tensor([0, 1, 1, 0])
+    grid = module.grid(batch["prompt"], residuals, stage)
+    vectors = {f"<{a}>": module.encoder.vectors(a, r) for a, r in residuals.items()}
+    whole = expand(module.backbone.prompts.encode(batch["prompt"], vectors), 16, 2)
+    for row, s in enumerate(stage):
+        assert torch.allclose(grid[row], whole[row, :, s], atol=1e-5)
+
+
+def test_timesteps_are_stratified_and_biased():
+    torch.manual_seed(0)
+    timesteps, stage = draw_timesteps(4000, 4, 0.0)
+    assert stage.eq(0).all() and timesteps.min() >= 0 and timesteps.max() <= 999
+    assert torch.equal(timesteps // 250, torch.arange(4).expand(4000, 4))
+    biased, _ = draw_timesteps(4000, 4, 1.0)
+    assert biased.float().mean() == pytest.approx(1000 * 2 / 3, rel=0.01)
+
+
+def test_timesteps_stay_in_their_stage(tiny_unet):
+    space = ConditioningSpace.build(tiny_unet, stages=(0, 300, 1000))
+    timesteps, stage = draw_timesteps(2000, 3, 0.0, space)
+    assert torch.equal(space.stage_of(timesteps), stage[:, None].expand(-1, 3))
+    assert stage.float().mean() == pytest.approx(0.7, abs=0.04)
+
+
+def test_random_runs_cover_all_layers():
+    for runs in (1, 2, 5, 16):
+        run_L = random_runs(16, runs)
+        assert run_L.unique().tolist() == list(range(runs)) and torch.equal(run_L, run_L.sort().values)
+
+
+def test_tied_grid_is_the_grid_of_the_runs_means(tiny_backbone):
+    prompts = tiny_backbone.prompts
+    torch.manual_seed(0)
+    vectors = {"<shape>": torch.randn(3, 16, 1, 1, 32), "<appearance>": torch.randn(3, 16, 1, 2, 32)}
+    texts = ["a <appearance> <shape>", "one <shape>", "a plain thing"]
+    exact = encode_tied(prompts, texts, vectors, 0)
+    assert exact.shape == (3, 16, 77, 32)
+    assert torch.allclose(exact, prompts.encode(texts, vectors)[:, :, 0], atol=1e-5)
+    torch.manual_seed(1)
+    run_L = random_runs(16, 3)
+    torch.manual_seed(1)
+    tied = encode_tied(prompts, texts, vectors, 3)
+    means = {name: tie(value, run_L)[:, run_L] for name, value in vectors.items()}
+    assert torch.allclose(tied, prompts.encode(texts, means)[:, :, 0], atol=1e-5)
+    assert torch.allclose(tied[2], prompts.encode_plain(texts[2:])[0, 0], atol=1e-5)
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_feeding_layers_equals_the_packed_path(tiny_backbone, checkpointing):
+    unet, space = copy.deepcopy(tiny_backbone.unet), tiny_backbone.p_plus()
+    if checkpointing:
+        unet.enable_gradient_checkpointing()
+    torch.manual_seed(0)
+    grid = torch.randn(2, 16, 77, 32, requires_grad=True)
+    noisy, timesteps = torch.randn(4, 8, 16, 16), torch.tensor([5, 500, 700, 990])
+    with bind(unet, space):
+        packed = pack(grid).repeat_interleave(2, 0)
+        expected = unet(noisy, timesteps, encoder_hidden_states=packed).sample
+        expected.square().sum().backward()
+    gradient, grid.grad = grid.grad.clone(), None
+    feed = LayerFeed(unet, space)
+    output = unet(noisy, timesteps, encoder_hidden_states=feed.load(grid, 2)).sample
+    output.square().sum().backward()
+    assert torch.equal(output, expected)
+    assert torch.allclose(grid.grad, gradient, rtol=1e-4, atol=1e-6)
+    feed.clear()
+    plain = torch.randn(4, 77, 32)
+    stock = tiny_backbone.unet(noisy, timesteps, encoder_hidden_states=plain).sample
+    assert torch.equal(unet(noisy, timesteps, encoder_hidden_states=plain).sample, stock)
+    feed.remove()
+
+
+def test_pairs_come_every_other_step(config, monkeypatch):
+    module, batch = module_of(config)
+    for step, expected in ((0, True), (1, False), (2, True)):
+        monkeypatch.setattr(encoder_module.EncoderModule, "global_step", step)
+        features = module.features(batch)
+        assert ("target_shape" in features) == expected
+        if expected:
+            with_pairs = features
+    assert torch.allclose(with_pairs["shape"], features["shape"], atol=1e-5)
