@@ -102,7 +102,7 @@ class Backbone:
         """Move and cast all parts in place; returns itself."""
         _ = self.text_hash  # taken before a cast to bfloat16 would change it
         for part in (self.unet, self.vae, self.text_encoder):
-            part.to(device=device, dtype=dtype)
+            torch.nn.Module.to(part, device=device, dtype=dtype)  # without the advice that diffusers adds
         return self
 
     @torch.no_grad()

@@ -34,7 +34,7 @@ class StageSwap:
 def generate(
     backbone: Backbone,
     prompts: Sequence[str],
-    concept: Concept | Mapping[str, Tensor] | None = None,
+    concept: Concept | Sequence[Concept] | Mapping[str, Tensor] | None = None,
     space: ConditioningSpace | None = None,
     steps: int = 25,
     guidance: float = 5.0,
@@ -46,7 +46,7 @@ def generate(
     """Paint one picture per prompt.
 
     Args:
-        concept: a concept, or "<name>" -> vectors (1 or B, L, S, K, D), one row per prompt.
+        concept: one for all prompts, one per prompt, or "<name>" -> vectors (1 or B, L, S, K, D).
         space: of those vectors; a concept brings its own, otherwise P+ of the backbone.
         guidance: classifier-free guidance scale (Ho and Salimans 2022); 1 or less switches it off.
         seeds: one per prompt, 0, 1, 2, ... without; a picture depends on its own seed only.
@@ -56,9 +56,9 @@ def generate(
         UserError: a prompt with an unknown placeholder or one beyond the last token; a concept for another backbone.
     """
     if isinstance(concept, Concept):
-        space = concept.space
-        concept.check_fits(backbone.p_plus() if space.num_stages == 1 else space, backbone.width, backbone.text_hash)
-        concept = concept.placeholders()
+        concept = [concept]
+    if concept and not isinstance(concept, Mapping):
+        space, concept = concept[0].space, stack(concept, backbone)
     vectors, space = dict(concept or {}), space or backbone.p_plus()
     seeds = list(range(len(prompts))) if seeds is None else list(seeds)
     pipeline, pictures = backbone.pipeline(), []
@@ -89,3 +89,18 @@ def generate(
             )  # fmt: skip
         pictures += out.images
     return pictures
+
+
+def stack(concepts: Sequence[Concept], backbone: Backbone) -> dict[str, Tensor]:
+    """Placeholder -> (B, L, S, K, D) of several concepts, as far as all of them have it.
+
+    Raises:
+        UserError: one of them is for another backbone or space.
+    """
+    space = concepts[0].space
+    expected = backbone.p_plus() if space.num_stages == 1 else space
+    for concept in {id(concept): concept for concept in concepts}.values():
+        concept.check_fits(expected, backbone.width, backbone.text_hash)
+    parts = [concept.placeholders() for concept in concepts]
+    shared = [name for name in parts[0] if all(name in part for part in parts)]
+    return {name: torch.cat([part[name] for part in parts]) for name in shared}

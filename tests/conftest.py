@@ -8,6 +8,9 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import pytest
 import tiny
+import torch
+
+torch.set_num_threads(1)  # the networks are tiny, and tests run beside each other
 
 
 @pytest.fixture(scope="session")

@@ -11,6 +11,7 @@ from escdiff.cli.arguments import put_back, set_aside
 from escdiff.errors import UserError
 
 os.environ.setdefault("HYDRA_FULL_ERROR", "1")
+OVERRIDING = ("experiment", "debug")  # groups that set keys of the others and add none
 
 
 def configs_folder() -> Path:
@@ -35,6 +36,8 @@ def compose(name: str, overrides: Sequence[str], text_keys: Sequence[str] = ()) 
     for argument in rest:
         if "=" not in argument and not argument.startswith("~"):
             raise UserError(f"argument {argument!r} given; expected key=value, see --help for the keys")
+    # Hydra says "~group" where people say "group=null".
+    rest = [f"~{a[:-5]}" if a.endswith("=null") and (configs_folder() / a[:-5]).is_dir() else a for a in rest]
     try:
         with initialize_config_dir(str(configs_folder().absolute()), version_base="1.3"):
             config = hydra_compose(name, overrides=rest)
@@ -50,24 +53,24 @@ def explain(error: Exception, name: str) -> str:
     text = " ".join(str(error).split())
     if match := re.search(r"Could not override '([^']+)'", text):
         return unknown_key(match.group(1), known_keys(name))
-    if match := re.search(r"Could not find '([^']+)'.*?Available options in '([^']+)': (.*?)(?:Config search|$)", text):
-        options = ", ".join(re.findall(r"[\w/.-]+", match.group(3)))
-        return f"{match.group(1)} given; expected one of {match.group(2)}: {options}"
+    if match := re.search(r"Could not find '(\w+)/([^']+)'", text):
+        group, option = match.groups()
+        return f"{group}={option} given; expected one of {options(group)}"
     if "interpolation" in text.lower():
         return f"a value refers to something that is not there ({text}); write \\${{ for a plain ${{"
-    if "mismatched input" in text or "LexerNoViableAlt" in type(error).__name__ or "extraneous" in text:
-        return f"an argument could not be read ({text}); quote values with special characters, as in key='a,b'"
+    if override := getattr(error, "override", None):
+        return f"the argument {override!r} could not be read; quote special characters, as in key='\"a,b\"'"
     return text
 
 
-def known_keys(name: str) -> list[str]:
-    """All dotted keys of a configuration's defaults."""
+def known_keys(name: str, groups: Sequence[str] = ()) -> list[str]:
+    """All dotted keys of a configuration with these groups chosen, as "group=option"."""
     from hydra import compose as hydra_compose
     from hydra import initialize_config_dir
     from omegaconf import OmegaConf
 
     with initialize_config_dir(str(configs_folder().absolute()), version_base="1.3"):
-        return flatten(OmegaConf.to_container(hydra_compose(name)))
+        return flatten(OmegaConf.to_container(hydra_compose(name, overrides=list(groups))))
 
 
 def flatten(values: dict, prefix: str = "") -> list[str]:
@@ -85,6 +88,23 @@ def unknown_key(key: str, known: Sequence[str]) -> str:
     return f"unknown key {key!r}; {hint}--help lists all of them"
 
 
+def reject_unknown(name: str, config: dict, overrides: Sequence[str] = (), but: Sequence[str] = ()) -> None:
+    """Refuse what `+key=value` or an experiment file added to the keys that a configuration and its groups have.
+
+    Args:
+        overrides: those of the command, for the groups it chose.
+        but: dotted prefixes that somebody else judges.
+
+    Raises:
+        UserError: naming the key, and the nearest one that exists.
+    """
+    chosen = [o for o in overrides if "=" in o and (configs_folder() / o.split("=")[0]).is_dir()]
+    known = known_keys(name, [o for o in chosen if o.split("=")[0] not in OVERRIDING])
+    for key in flatten(config):
+        if key not in known and not key.startswith(tuple(but)):
+            raise UserError(unknown_key(key, known))
+
+
 def door(main: Callable[[list[str]], None], help_text: Callable[[], str]) -> None:
     """Run a command: `--help` at once, a UserError as one sentence with status 2, Ctrl-C with 130."""
     argv = sys.argv[1:]
@@ -99,6 +119,16 @@ def door(main: Callable[[list[str]], None], help_text: Callable[[], str]) -> Non
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)
         raise SystemExit(130) from None
+
+
+def quiet_libraries() -> None:
+    """Their bars for parts that load in a second would only hide ours."""
+    import diffusers.utils.logging
+    import transformers.utils.logging
+
+    for library in (diffusers, transformers):
+        library.utils.logging.disable_progress_bar()
+        library.utils.logging.set_verbosity_error()
 
 
 def show(*files: str) -> str:

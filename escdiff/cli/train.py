@@ -4,10 +4,19 @@ import sys
 from dataclasses import fields
 from types import SimpleNamespace
 
-from escdiff.cli.compose import compose, configs_folder, door, flatten, options, show, unknown_key
+from escdiff.cli.compose import (
+    compose,
+    configs_folder,
+    door,
+    options,
+    quiet_libraries,
+    reject_unknown,
+    show,
+    unknown_key,
+)
 from escdiff.errors import UserError
 
-TEXTS = ("data.root", "data.shards", "run_dir", "run_id", "export", "backbone.name")
+TEXTS = ("data.root", "data.shards", "run_dir", "run_id", "export", "init", "backbone.name")
 GROUPS = ("experiment", "backbone", "encoder", "space", "data", "loss", "trainer", "logger", "debug")
 HELP = """Train the concept encoder, or a part of the bundled model.
 
@@ -43,6 +52,7 @@ def run(values: dict) -> None:
     from escdiff.training.encoder_module import Objective
     from escdiff.training.run import train
 
+    quiet_libraries()
     for part, kind in (("encoder", EncoderConfig), ("loss", Objective)):
         known = {field.name for field in fields(kind)}
         for key in values[part]:
@@ -81,11 +91,7 @@ def _main(argv: list[str]) -> None:
         sweep()
         return
     values = compose("train", argv, TEXTS)
-    unknown = set(flatten(values)) - set(flatten(compose("train", [])))
-    loose = ("encoder.", "loss.")  # their own classes are the judge, see `run`
-    for key in sorted(unknown):
-        if not key.startswith(loose) and not any(key.startswith(f"{k}.") for k in unknown):
-            raise UserError(unknown_key(key, flatten(compose("train", []))))
+    reject_unknown("train", values, argv, but=("encoder.", "loss."))  # their own classes judge those, see `run`
     run(values)
 
 

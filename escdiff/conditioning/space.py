@@ -93,7 +93,7 @@ class ConditioningSpace:
     def stage_of(self, timesteps: Tensor) -> Tensor:
         """Stage index (int64, same shape) of timestep indices 0-999; beyond, the outermost stages."""
         inner = torch.tensor(self.stage_bounds[1:-1], device=timesteps.device, dtype=timesteps.dtype)
-        return torch.bucketize(timesteps, inner, right=True)
+        return torch.bucketize(timesteps.contiguous(), inner, right=True)
 
     def to_metadata(self) -> dict[str, str]:
         """The space as the string pairs that a safetensors header holds."""

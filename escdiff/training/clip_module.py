@@ -4,6 +4,7 @@ open_clip gives the loss and the vocabulary; the towers are transformers' own cl
 backbone's text encoder as it stands and the vision tower is the concept encoder's.
 """
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import lightning as L
@@ -13,12 +14,15 @@ from open_clip.loss import ClipLoss
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from escdiff.backbone import mini_folder
 from escdiff.data.arrays import StillLifeArrays
+from escdiff.still_life.world import BACKGROUNDS
 from escdiff.training import mini
+from escdiff.training.muon import Muon
 from escdiff.training.sampling import EpochSampler
 
 MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
+
+RANDOM_FIRST = 200  # batches in which colours and backgrounds are learned
 
 
 def normalise(pixels: Tensor) -> Tensor:
@@ -44,6 +48,28 @@ class CaptionedPictures(Dataset):
         return self.arrays.pixels(rows), ids
 
 
+class AlikeBatches(EpochSampler):
+    """After `RANDOM_FIRST` steps two of three batches share main colour and background.
+
+    In batches drawn at random, colours alone tell most pictures apart, and neither tower learns what a mushroom is;
+    among pictures of one colour, shape, pattern and finish must tell them apart.
+    """
+
+    def __init__(self, arrays: StillLifeArrays, batch_size: int, seed: int) -> None:
+        super().__init__(len(arrays), batch_size, seed)
+        kinds = arrays.labels["color"].astype(int) * len(BACKGROUNDS) + arrays.labels["background"]
+        groups = [np.flatnonzero(kinds == kind) for kind in np.unique(kinds)]
+        self.groups = [group for group in groups if len(group) >= batch_size]
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        for batch in super().__iter__():
+            step, rng = self.step - 1, np.random.default_rng((self.seed, 1, self.step, self.rank))
+            if step >= RANDOM_FIRST and step % 3 and self.groups:
+                group = self.groups[rng.integers(len(self.groups))]
+                batch = [(step, int(row)) for row in rng.choice(group, self.batch_size, replace=False)]
+            yield batch
+
+
 class ClipModule(L.LightningModule):
     def __init__(self, lr: float, max_steps: int, warmup: int = 100, weight_decay: float = 0.1) -> None:
         super().__init__()
@@ -64,11 +90,11 @@ class ClipModule(L.LightningModule):
             self.clip.logit_scale.clamp_(0, float(np.log(100)))
 
     def configure_optimizers(self):
+        embeddings = [p for n, p in self.clip.named_parameters() if "embedding" in n and "patch" not in n]
+        others = [p for n, p in self.clip.named_parameters() if "embedding" not in n or "patch" in n]
         # The vocabulary's unused rows get no gradient; decay would only shrink them.
-        decayed = [p for n, p in self.clip.named_parameters() if p.ndim >= 2 and "embedding" not in n]
-        others = [p for n, p in self.clip.named_parameters() if p.ndim < 2 or "embedding" in n]
-        groups = [{"params": decayed, "weight_decay": self.hparams.weight_decay}, {"params": others, "weight_decay": 0}]
-        optimizer = torch.optim.AdamW(groups, lr=self.hparams.lr, betas=(0.9, 0.98))
+        apart = {"params": embeddings, "orthogonal": False, "lr": 0.3 * self.hparams.lr}
+        optimizer = Muon([{"params": others}, apart], self.hparams.lr, self.hparams.weight_decay)
         return mini.with_schedule(optimizer, self.hparams.warmup, self.hparams.max_steps)
 
 
@@ -87,7 +113,10 @@ def export(module: ClipModule, folder: Path) -> None:
 def build(config):
     """Module, loader and finish for `escdiff.training.run`."""
     module = ClipModule(config.optim.lr, config.trainer.max_steps, config.optim.warmup, config.optim.weight_decay)
-    pictures = CaptionedPictures(StillLifeArrays(config.data.root), config.seed)
-    sampler = EpochSampler(len(pictures), config.data.batch_size, config.seed)
+    arrays = StillLifeArrays(config.data.root)
+    pictures, sampler = (
+        CaptionedPictures(arrays, config.seed),
+        AlikeBatches(arrays, config.data.batch_size, config.seed),
+    )
     loader = DataLoader(pictures, batch_sampler=sampler, collate_fn=lambda batch: batch)
-    return module, loader, lambda trained: export(trained, Path(config.export or mini_folder()))
+    return module, loader, lambda trained: export(trained, Path(config.export))

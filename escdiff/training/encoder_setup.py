@@ -39,7 +39,10 @@ def make_encoder(config: Any, backbone: Backbone) -> ConceptEncoder:
         stages=_stages(option(config, "space.stages", 1)),
     )
     settings = EncoderConfig(**_known(EncoderConfig, option(config, "encoder")))
-    return ConceptEncoder.for_backbone(settings, load_vision(settings.vision), backbone, space)
+    encoder = ConceptEncoder.for_backbone(settings, load_vision(settings.vision), backbone, space)
+    if init := option(config, "init"):
+        encoder.load_state_dict(ConceptEncoder.from_pretrained(init, backbone).state_dict())
+    return encoder
 
 
 def make_objective(config: Any) -> Objective:

@@ -11,6 +11,8 @@ from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
 from torch import nn
 from transformers import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPTokenizer, CLIPVisionConfig
 
+from escdiff.backbone import mini_folder
+
 SIZE = 128  # pixels
 LATENT_CHANNELS = 8  # four cannot hold small patterns at 128 pixels
 WIDTH = 128  # of the text encoder, hence of the cross-attention
@@ -59,14 +61,22 @@ def make_vae() -> AutoencoderKL:
 
 
 def make_unet() -> UNet2DConditionModel:
-    """Stable Diffusion's block types and 16 cross-attention layers (`attention_head_dim` is the number of heads)."""
-    return UNet2DConditionModel(
+    """Stable Diffusion's block types and 16 cross-attention layers (`attention_head_dim` is the number of heads).
+
+    Every residual branch starts at zero, as in the original code of latent diffusion; diffusers, made to load
+    trained weights, leaves that out.
+    """
+    unet = UNet2DConditionModel(
         sample_size=SIZE // 8, in_channels=LATENT_CHANNELS, out_channels=LATENT_CHANNELS,
         down_block_types=("CrossAttnDownBlock2D",) * 3 + ("DownBlock2D",),
         up_block_types=("UpBlock2D",) + ("CrossAttnUpBlock2D",) * 3,
         block_out_channels=UNET_CHANNELS, attention_head_dim=UNET_HEADS, layers_per_block=2,
         cross_attention_dim=WIDTH, norm_num_groups=16,
     )  # fmt: skip
+    for name, parameter in unet.named_parameters():
+        if name.endswith(("conv2.weight", "conv2.bias", "proj_out.weight", "proj_out.bias")):
+            nn.init.zeros_(parameter)
+    return unet
 
 
 def make_scheduler() -> DDIMScheduler:
@@ -78,6 +88,11 @@ def make_scheduler() -> DDIMScheduler:
     )  # fmt: skip
 
 
+def part(folder: Path, name: str) -> Path:
+    """Where to read a part from: `folder` if an earlier training exported it there, else the bundled model."""
+    return folder / name if (folder / name).is_dir() else mini_folder() / name
+
+
 def save_half(module: nn.Module, folder: Path) -> None:
     """Write a part as float16 safetensors, leaving the module's own weights as they are."""
     own = {name: tensor.detach().clone() for name, tensor in module.state_dict().items()}
@@ -87,9 +102,14 @@ def save_half(module: nn.Module, folder: Path) -> None:
     module.load_state_dict(own)
 
 
-def with_schedule(optimizer: torch.optim.Optimizer, warmup: int, max_steps: int) -> dict:
-    """Linear warm-up, then a cosine to zero at `max_steps`, in the form that Lightning wants."""
-    from diffusers.optimization import get_cosine_schedule_with_warmup
+def with_schedule(optimizer: torch.optim.Optimizer, warmup: int, max_steps: int, decay: float = 0.2) -> dict:
+    """Linear warm-up, a constant rate, and a decay to zero over the last `decay` of the run, in Lightning's form.
 
-    schedule = get_cosine_schedule_with_warmup(optimizer, warmup, max_steps)
+    Why not a cosine: a checkpoint of the constant phase goes on under any larger `max_steps`.
+    """
+    from transformers import get_wsd_schedule
+
+    schedule = get_wsd_schedule(
+        optimizer, num_warmup_steps=warmup, num_decay_steps=int(decay * max_steps), num_training_steps=max_steps
+    )
     return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}

@@ -10,13 +10,20 @@ NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)  # the quintic of Jordan's post, steep
 
 
 def orthogonalise(matrix: Tensor, steps: int = 5) -> Tensor:
-    """U Vᵀ of a matrix (m, n) = U S Vᵀ, roughly: its singular values come out between 0.7 and 1.2."""
+    """U Vᵀ of a matrix (m, n) = U S Vᵀ, roughly: its larger singular values come out between 0.7 and 1.2.
+
+    The iteration runs on the small Gram matrix and meets the matrix itself only twice.
+    """
     a, b, c = NEWTON_SCHULZ
     wide = matrix.T if matrix.size(0) > matrix.size(1) else matrix
     wide = wide / wide.norm().clamp(min=1e-7)
+    gram, product = wide @ wide.T, None
     for _ in range(steps):
-        gram = wide @ wide.T
-        wide = torch.addmm(wide, torch.addmm(gram, gram, gram, beta=b, alpha=c), wide, beta=a)
+        polynomial = torch.addmm(gram, gram, gram, beta=b, alpha=c)
+        polynomial.diagonal().add_(a)
+        gram = polynomial @ (polynomial @ gram)
+        product = polynomial if product is None else polynomial @ product
+    wide = product @ wide
     return wide.T if matrix.size(0) > matrix.size(1) else wide
 
 
@@ -24,11 +31,13 @@ class Muon(torch.optim.Optimizer):
     """Muon for matrices and convolutions (flattened to (out, in·k·k)), AdamW for vectors.
 
     A matrix's step is scaled to the root mean square of AdamW's (Liu et al. 2025, arXiv 2502.16982), so `lr` and
-    `weight_decay` mean what they mean there.
+    `weight_decay` mean what they mean there. A parameter group with `orthogonal=False` (embeddings, whose rows are
+    words and not directions) gets AdamW throughout.
     """
 
     def __init__(self, parameters, lr: float, weight_decay: float = 0.01, momentum: float = 0.95) -> None:
-        super().__init__(list(parameters), {"lr": lr, "weight_decay": weight_decay, "momentum": momentum})
+        defaults = {"lr": lr, "weight_decay": weight_decay, "momentum": momentum, "orthogonal": True}
+        super().__init__(list(parameters), defaults)
 
     @torch.no_grad()
     def step(self, closure=None):
@@ -39,7 +48,8 @@ class Muon(torch.optim.Optimizer):
         for group in self.param_groups:
             for parameter in group["params"]:
                 if parameter.grad is not None:
-                    (self._matrix if parameter.ndim > 1 else self._vector)(parameter, self.state[parameter], group)
+                    update = self._matrix if parameter.ndim > 1 and group["orthogonal"] else self._vector
+                    update(parameter, self.state[parameter], group)
         return loss
 
     def _matrix(self, parameter: Tensor, state: dict, group: dict) -> None:

@@ -9,10 +9,10 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from escdiff.backbone import mini_folder
 from escdiff.data.arrays import StillLifeArrays
 from escdiff.still_life.oracle import CLASSES, Oracle
 from escdiff.training import mini
+from escdiff.training.muon import Muon
 from escdiff.training.sampling import EpochSampler
 
 
@@ -76,7 +76,7 @@ class OracleModule(L.LightningModule):
         return total
 
     def configure_optimizers(self):
-        optimizer = torch.optim.AdamW(self.oracle.parameters(), lr=self.hparams.lr, weight_decay=0.02)
+        optimizer = Muon(self.oracle.parameters(), self.hparams.lr)
         return mini.with_schedule(optimizer, self.hparams.warmup, self.hparams.max_steps)
 
 
@@ -88,6 +88,6 @@ def build(config):
     loader = DataLoader(data, batch_sampler=sampler, collate_fn=lambda batch: batch)
 
     def finish(trained: OracleModule) -> None:
-        trained.oracle.eval().save_pretrained(Path(config.export or mini_folder()) / "oracle")
+        trained.oracle.eval().save_pretrained(Path(config.export) / "oracle")
 
     return module, loader, finish

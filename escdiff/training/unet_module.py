@@ -1,5 +1,6 @@
 """The bundled model's U-Net, trained on cached latents and captions (Rombach et al. 2022, eq. 3; v-prediction)."""
 
+import shutil
 from pathlib import Path
 
 import lightning as L
@@ -9,7 +10,6 @@ from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from escdiff.backbone import mini_folder
 from escdiff.data.arrays import StillLifeArrays
 from escdiff.data.latents import encode_dataset, load_latents, vae_key
 from escdiff.training import mini
@@ -44,7 +44,7 @@ class CaptionedLatents(Dataset):
 
 
 def sample_timesteps(count: int, bias: float, generator: torch.Generator | None = None) -> Tensor:
-    """Timestep indices 0..999 (count,); `bias` > 0 leans to high noise, where shape and layout are decided."""
+    """Timestep indices 0..999 (count,), density proportional to t^bias: high noise decides shape and layout."""
     return (torch.rand(count, generator=generator) ** (1 / (1 + bias)) * 1000).long().clamp(max=999)
 
 
@@ -52,7 +52,7 @@ class UnetModule(L.LightningModule):
     """`text_encoder` is frozen and stays outside the module, so that no checkpoint or average holds it."""
 
     def __init__(
-        self, text_encoder, lr: float, max_steps: int, warmup: int = 200, high_noise_bias: float = 0.4
+        self, text_encoder, lr: float, max_steps: int, warmup: int = 200, high_noise_bias: float = 1.0
     ) -> None:
         super().__init__()
         self.save_hyperparameters(ignore="text_encoder")
@@ -83,23 +83,30 @@ class UnetModule(L.LightningModule):
 
 def build(config):
     """Module, loader and finish for `escdiff.training.run`; encodes the data's latents if they are not there yet."""
-    from diffusers import AutoencoderKL, StableDiffusionPipeline
+    from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel
     from transformers import CLIPTextModel, CLIPTokenizer
 
-    folder = Path(config.export or mini_folder())
-    vae = AutoencoderKL.from_pretrained(folder / "vae", torch_dtype=torch.float32).eval()
-    text = CLIPTextModel.from_pretrained(folder / "text_encoder", dtype=torch.float32)
-    tokenizer = CLIPTokenizer.from_pretrained(folder / "tokenizer")
+    folder = Path(config.export)
+    vae = AutoencoderKL.from_pretrained(mini.part(folder, "vae"), torch_dtype=torch.float32).eval()
+    text = CLIPTextModel.from_pretrained(mini.part(folder, "text_encoder"), dtype=torch.float32)
+    tokenizer = CLIPTokenizer.from_pretrained(mini.part(folder, "tokenizer"))
     key = vae_key(vae, mini.SIZE)
     encode_dataset(config.data.root, lambda pixels: vae.quant_conv(vae.encoder(pixels)), key)
     arrays = StillLifeArrays(config.data.root)
     data = CaptionedLatents(arrays, load_latents(config.data.root, key), tokenizer, config.seed)
-    module = UnetModule(text, config.optim.lr, config.trainer.max_steps, config.optim.warmup)
+    module = UnetModule(
+        text, config.optim.lr, config.trainer.max_steps, config.optim.warmup, config.loss.high_noise_bias
+    )
+    if config.init:
+        module.unet.load_state_dict(UNet2DConditionModel.from_pretrained(config.init).float().state_dict())
     sampler = EpochSampler(len(data), config.data.batch_size, config.seed)
     loader = DataLoader(data, batch_sampler=sampler, collate_fn=lambda batch: batch)
 
     def finish(trained: UnetModule) -> None:
         mini.save_half(trained.unet.eval(), folder / "unet")
+        for name in ("vae", "text_encoder", "tokenizer", "clip"):
+            if not (folder / name).is_dir():
+                shutil.copytree(mini.part(folder, name), folder / name)
         parts = {"unet": trained.unet, "vae": vae, "text_encoder": text, "tokenizer": tokenizer}
         pipeline = StableDiffusionPipeline(
             **parts, scheduler=trained.scheduler, safety_checker=None, feature_extractor=None,

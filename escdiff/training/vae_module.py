@@ -7,7 +7,6 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from escdiff.backbone import mini_folder
 from escdiff.data.arrays import StillLifeArrays
 from escdiff.training import mini
 from escdiff.training.pca_encoder import set_to_pca
@@ -99,7 +98,6 @@ def build(config):
     )
 
     def finish(trained: VaeModule) -> None:
-        folder = Path(config.export or mini_folder())
-        mini.save_half(trained.vae.eval(), folder / "vae")
+        mini.save_half(trained.vae.eval(), Path(config.export) / "vae")
 
     return module, loader, finish

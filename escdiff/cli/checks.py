@@ -1,0 +1,71 @@
+"""What a person can get wrong in front of `python infer.py`, found before anything slow starts."""
+
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+from escdiff.errors import UserError
+
+FREE_BYTES = 50_000_000
+NUMBERS = {"num_images": (1, int), "steps": (1, int), "batch_size": (1, int), "seed": (0, int), "guidance": (0, float)}
+
+
+def check(config: dict) -> None:
+    """Refuse what no run could use, before anything is loaded.
+
+    Raises:
+        UserError: the first thing that is wrong.
+    """
+    given = [key for key in ("shape", "appearance", "concept") if config[key]]
+    if config["concept"] and len(given) > 1:
+        raise UserError(f"concept= and {given[0]}= were both given; expected a concept file or pictures")
+    if config["references"] and given:
+        raise UserError(f"references= and {given[0]}= were both given; expected a folder for the overview or pictures")
+    if config["prompt"] and not given:
+        raise UserError("a prompt was given without a picture; expected shape=FILE, appearance=FILE or concept=FILE")
+    for key, (low, kind) in NUMBERS.items():
+        value, accepted = config[key], int if kind is int else int | float
+        if isinstance(value, bool) or not isinstance(value, accepted) or not low <= value < 2**32:
+            what = "a whole number" if kind is int else "a number"
+            raise UserError(f"{key}={value} given; expected {what}, {low} or more")
+    for name, value in config["strength"].items():
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise UserError(f"strength.{name}={value} given; expected a number such as 0.5")
+    folder = Path(config["out"]).expanduser()
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"out={folder} is a file; expected a folder")
+    nearest = next(parent for parent in (folder.absolute(), *folder.absolute().parents) if parent.exists())
+    if shutil.disk_usage(nearest).free < FREE_BYTES:
+        raise UserError(f"less than {FREE_BYTES // 10**6} MB are free for out={folder}; make room or name another disk")
+
+
+def check_prompt(prompt: str, attributes: Sequence[str], needed: Sequence[str]) -> None:
+    """Refuse a prompt that would ignore what was given.
+
+    Raises:
+        UserError: no placeholder at all, or none for a picture that was given.
+    """
+    words = [f"<{name}>" for name in attributes] + ["<concept>"] * (len(attributes) > 1)
+    if not any(word in prompt for word in words):
+        raise UserError(f"the prompt {prompt!r} has no placeholder; expected {' or '.join(words)} where it belongs")
+    missing = [name for name in needed if f"<{name}>" not in prompt and "<concept>" not in prompt]
+    if missing:
+        raise UserError(
+            f"{missing[0]}= was given, but the prompt {prompt!r} has no <{missing[0]}>; write it or drop it"
+        )
+
+
+def pick_device(name: str) -> str:
+    """A torch device for "auto" or a name.
+
+    Raises:
+        UserError: it is not there.
+    """
+    import torch
+
+    there = ["cpu"] + ["cuda"] * torch.cuda.is_available() + ["mps"] * torch.backends.mps.is_available()
+    if name == "auto":
+        return there[1] if len(there) > 1 else "cpu"
+    if name.split(":")[0] not in there:
+        raise UserError(f"device={name} given; expected auto or one of {', '.join(there)} on this machine")
+    return name

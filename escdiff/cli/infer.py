@@ -1,0 +1,153 @@
+"""`python infer.py`: one picture in, shape and appearance out."""
+
+import logging
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from escdiff.cli.checks import check, check_prompt, pick_device
+from escdiff.cli.compose import compose, door, options, quiet_libraries, reject_unknown, show
+
+TEXTS = ("shape", "appearance", "concept", "prompt", "negative_prompt", "references", "encoder", "out", "backbone.name")
+PROMPTS = {
+    ("shape",): "a photo of a <shape>",
+    ("appearance",): "a photo of a <appearance> object",
+    ("shape", "appearance"): "a photo of a <appearance> <shape>",
+}
+HELP = """Customize from one picture, in one forward pass.
+
+  python infer.py                                     an overview of the bundled example pictures
+  python infer.py references=DIR                      the same of your own pictures
+  python infer.py shape=a.png appearance=b.jpg prompt="a photo of a <shape> made of <appearance> on a blue background"
+  python infer.py appearance=b.jpg prompt="a photo of a <appearance> mug" num_images=8 seed=3
+  python infer.py concept=outputs/infer/mug.safetensors strength.appearance=0.5
+  python infer.py backbone=sd15 encoder=DIR shape=a.png      another backbone, with the encoder trained for it
+
+Writes grid.png, the pictures, the concept files (*.safetensors) and run.json into out=DIR.
+
+Backbones: {backbones}
+
+Keys and their defaults:
+
+{keys}"""
+
+
+def help_text() -> str:
+    return HELP.format(backbones=options("backbone"), keys=show("infer.yaml", "backbone/mini.yaml"))
+
+
+class Seconds(dict):
+    """Seconds per phase of a run."""
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        start = time.perf_counter()
+        yield
+        self[name] = round(time.perf_counter() - start, 3)
+
+
+def run(config: dict) -> Path:
+    """Encode the references, paint, write; returns the folder.
+
+    Raises:
+        UserError: anything that the user can mend.
+    """
+    from escdiff.cli.overview import COLUMNS, requests
+    from escdiff.cli.results import write_results
+    from escdiff.data.images import open_image
+
+    check(config)
+    sources, seconds = choose_sources(config), Seconds()
+    with seconds.phase("read"):
+        pictures = {source: open_image(source) for source in sources}
+    with seconds.phase("load"):
+        backbone, encoder = load_models(config)
+    with seconds.phase("encode"):
+        concepts = make_concepts(config, pictures, encoder)
+        ready = [strengthen(concept, config["strength"]) for concept in concepts.values()]
+    if is_overview(config):
+        cells = requests(ready)
+        seeds = [config["seed"]] * len(cells)  # the same noise, so that a difference is the concept's
+    else:
+        prompt = config["prompt"] or PROMPTS.get(ready[0].attributes, "a photo of a <concept>")
+        check_prompt(prompt, ready[0].attributes, [key for key in ("shape", "appearance") if config[key]])
+        cells = [(prompt, ready[0])] * config["num_images"]
+        seeds = range(config["seed"], config["seed"] + len(cells))
+    with seconds.phase("paint"):
+        painted = paint(backbone, cells, seeds, config)
+    columns = COLUMNS if is_overview(config) else ()
+    return write_results(config, pictures, concepts, [prompt for prompt, _ in cells], painted, columns, seconds)
+
+
+def is_overview(config: dict) -> bool:
+    return not (config["shape"] or config["appearance"] or config["concept"])
+
+
+def choose_sources(config: dict) -> list[str]:
+    """The reference pictures, each once."""
+    from escdiff.data.images import list_images
+
+    if is_overview(config):
+        folder = config["references"] or Path(__file__).parents[1] / "assets" / "examples"
+        return [str(path) for path in list_images(folder)]
+    return list(dict.fromkeys(config[key] for key in ("shape", "appearance") if config[key]))
+
+
+def load_models(config: dict):
+    """(backbone, encoder); no encoder when a concept file stands for it."""
+    import torch
+
+    from escdiff.backbone import load_backbone
+    from escdiff.encoder import ConceptEncoder
+
+    quiet_libraries()
+    settings, device = config["backbone"], pick_device(config["device"])
+    options = {"dtype": getattr(torch, settings["dtype"]), "trust_pickle": settings["trust_pickle"]}
+    backbone = load_backbone(settings["name"], device=device, **options)
+    if config["concept"]:
+        return backbone, None
+    return backbone, ConceptEncoder.from_pretrained(config["encoder"], backbone).to(device)
+
+
+def make_concepts(config: dict, pictures: Mapping, encoder) -> dict:
+    """File stem -> concept: every reference's own for the overview, else the one asked for."""
+    from escdiff.concept import Concept
+
+    if config["concept"]:
+        return {Path(config["concept"]).stem: Concept.load(config["concept"])}
+    read = {source: encoder.encode(picture, note=Path(source).name) for source, picture in pictures.items()}
+    if is_overview(config):
+        return {Path(source).stem: concept for source, concept in read.items()}
+    files = {key: config[key] for key in ("shape", "appearance") if config[key]}
+    stem = "-".join(dict.fromkeys(Path(source).stem for source in files.values()))
+    return {stem: Concept.combine(**{a: read[source].only(a) for a, source in files.items()})}
+
+
+def strengthen(concept, strength: Mapping[str, float]):
+    return concept.scaled({a: value for a, value in strength.items() if a in concept.attributes})
+
+
+def paint(backbone, cells: Sequence[tuple], seeds: Sequence[int], config: dict) -> list:
+    from escdiff.data.progress import sample_progress
+    from escdiff.pipeline import generate
+
+    with sample_progress("painting", len(cells) * config["steps"]) as advance:
+        return generate(
+            backbone, [prompt for prompt, _ in cells], [concept for _, concept in cells], steps=config["steps"],
+            guidance=config["guidance"], seeds=seeds, negative_prompt=config["negative_prompt"] or "",
+            batch_size=config["batch_size"], on_step=advance,
+        )  # fmt: skip
+
+
+def _main(argv: list[str]) -> None:
+    config = compose("infer", argv, TEXTS)
+    reject_unknown("infer", config, argv, but=("data", "loss"))  # a backbone file also speaks to the training
+    out = run(config)
+    print(f"{out / 'grid.png'}  (pictures, concept files and run.json beside it)")
+
+
+def main() -> None:
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
+    door(_main, help_text)

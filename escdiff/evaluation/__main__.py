@@ -1,0 +1,81 @@
+"""The door of the evaluation: `python -m escdiff.evaluation esc-bench --out DIR`."""
+
+import shlex
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from escdiff.errors import UserError
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, help=__doc__, pretty_exceptions_enable=False)
+
+
+@app.callback()
+def _callback() -> None:
+    """Measure the model and the concept encoder."""
+
+
+@app.command("esc-bench")
+def esc_bench(
+    out: Annotated[Path, typer.Option(help="Folder for figures, report and pictures; made if missing.")],
+    quick: Annotated[bool, typer.Option("--quick", help="Fewer pictures: minutes on two cores.")] = False,
+    encoder: Annotated[Path | None, typer.Option(help="Folder of the concept encoder; else the bundled one.")] = None,
+    backbone: Annotated[str, typer.Option(help="mini, a diffusers folder or a hub id.")] = "mini",
+    oracle: Annotated[Path | None, typer.Option(help="Folder of the oracle; else the bundled one.")] = None,
+    tasks: Annotated[str, typer.Option(help="Such as text,both; what they need is run too.")] = "all",
+    steps: Annotated[int, typer.Option(help="Sampling steps.")] = 20,
+    guidance: Annotated[float, typer.Option(help="Classifier-free guidance scale; 1 switches it off.")] = 5.0,
+    seed: Annotated[int, typer.Option(help="Another seed asks for other pictures.")] = 0,
+) -> None:
+    """Paint Still Life pictures from words and concepts and let the oracle judge them.
+
+    Writes metrics.json, report.md, report.html with one page per task, and run.json. Stop it and start it again as you
+    like: finished tasks are kept.
+    """
+    checks = {"--steps": steps >= 1, "--seed": seed >= 0, "--guidance": guidance >= 0}
+    for option, fine in checks.items():
+        if not fine:
+            what = f"{option} is {locals()[option.removeprefix('--')]}"
+            raise UserError(f"{what}; give at least {1 if option == '--steps' else 0}")
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        what = f"--out is {out}, which cannot be made a folder ({error.strerror})"
+        raise UserError(f"{what}; give a folder of your own") from None
+    from escdiff.evaluation.tasks import TASKS, in_order
+
+    names = list(TASKS) if tasks == "all" else [name.strip() for name in tasks.split(",") if name.strip()]
+    if unknown := [name for name in names if name not in TASKS]:
+        raise UserError(f"--tasks names {', '.join(unknown)}; give some of {', '.join(TASKS)}")
+    if not names:
+        raise UserError(f"--tasks is empty; give some of {', '.join(TASKS)}, or all")
+    from diffusers.utils import logging as diffusers_logging
+    from transformers.utils import logging as transformers_logging
+
+    from escdiff.evaluation.bench import Bench
+    from escdiff.evaluation.models import Models
+
+    for logging in (diffusers_logging, transformers_logging):
+        logging.set_verbosity_error()
+        logging.disable_progress_bar()
+    concepts = any(TASKS[name].needs_encoder for name in in_order(names))
+    models = Models.load(backbone, encoder, oracle, concepts, steps, guidance)
+    Bench(models, out, quick, seed).run(names, shlex.join(sys.argv))
+    typer.echo(f"{out / 'report.html'}, {out / 'metrics.json'}")
+
+
+def main() -> None:
+    try:
+        app()
+    except UserError as error:
+        print(error, file=sys.stderr)
+        raise SystemExit(2) from None
+    except KeyboardInterrupt:
+        print("stopped; the same command goes on after the finished tasks", file=sys.stderr)
+        raise SystemExit(130) from None
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,56 @@
+"""Tasks that look again at the pictures of other tasks."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from escdiff.evaluation import scores
+from escdiff.evaluation.copies import copy
+from escdiff.evaluation.records import Record
+
+Records = Mapping[str, Sequence[Record]]
+
+
+def leak(done: Records, *_) -> list[Record]:
+    """What was not asked for and shows all the same.
+
+    In `shape` a colour is said in words that is none of the reference's; in `appearance` another family is. The other
+    instance, for chance, shares neither with the words nor with the reference.
+    """
+    records = []
+    for record in done["shape"]:
+        read, request = record.reading["color"], record.request
+        values = {
+            "shape_to_appearance": float(read == request.shape.material.color),
+            "chance_shape_to_appearance": float(read == request.other.material.color),
+        }
+        records.append(replace(record, values=values))
+    for record in done["appearance"]:
+        read, request = record.reading["family"], record.request
+        values = {
+            "appearance_to_shape": float(read == request.appearance.shape.family),
+            "chance_appearance_to_shape": float(read == request.other.shape.family),
+        }
+        records.append(replace(record, values=values))
+    return records
+
+
+def edit(done: Records, *_) -> list[Record]:
+    """What words said beside a concept: the background in `both`, the colour in `shape`, the family in `appearance`."""
+    said = {"both": "background", "shape": "color", "appearance": "family"}
+    return [replace(r, values={name: r.values[name]}) for task, name in said.items() for r in done[task]]
+
+
+def floor(done: Records, *_) -> list[Record]:
+    """The pictures of `both` judged against the next request's instance: another instance's reference was given."""
+    names, records = ("family", "pattern", "color", "params", "delta_e"), []
+    for record, other in zip(done["both"], [*done["both"][1:], done["both"][0]], strict=True):
+        values = scores.judge(names, record.reading, other.request.expected)
+        request = replace(record.request, expected=other.request.expected)
+        records.append(replace(record, request=request, values={f"other_{k}": v for k, v in values.items()}))
+    return records
+
+
+DERIVED: dict[str, Callable[[Records, Path, int], list[Record]]] = {
+    "leak": leak, "edit": edit, "floor": floor, "copy": copy,
+}  # fmt: skip

@@ -1,0 +1,68 @@
+"""Pictures of requests, read by the oracle and judged."""
+
+from collections.abc import Sequence
+
+from PIL import Image
+
+from escdiff.data.images import to_pil
+from escdiff.evaluation import scores
+from escdiff.evaluation.models import Advance, Models, draw, pixels_of
+from escdiff.evaluation.records import RESULT, Record
+from escdiff.evaluation.references import Request
+from escdiff.evaluation.tasks import PAINT, RECONSTRUCT, Task
+
+Pictures = dict[str, Image.Image]
+
+
+def make(
+    models: Models, task: Task, requests: Sequence[Request], seeds: Sequence[int], advance: Advance
+) -> list[tuple[Record, Pictures]]:
+    """Make the pictures of a task; each comes with its record and the pictures beside it, by caption."""
+    if task.make == PAINT:
+        beside, results, values = _paint(models, task, requests, seeds, advance)
+    elif task.make == RECONSTRUCT:
+        beside, results, values = _reconstruct(models, requests, advance)
+    else:
+        beside, results, values = [{} for _ in requests], draw([r.expected for r in requests]), [{} for _ in requests]
+        advance(len(requests))
+    readings = models.read(results)
+    records = [
+        Record(request, reading, scores.judge(task.scores, reading, request.expected) | own)
+        for request, reading, own in zip(requests, readings, values, strict=True)
+    ]
+    return [(r, other | {RESULT: result}) for r, other, result in zip(records, beside, results, strict=True)]
+
+
+def _paint(models: Models, task: Task, requests: Sequence[Request], seeds: Sequence[int], advance: Advance):
+    references = _references(requests)
+    results = models.paint(requests, references, seeds, advance)
+    beside = [_named(request, own) for request, own in zip(requests, references, strict=True)]
+    if not (task.clip and models.clip):
+        opinion = None
+    elif task.clip == "clip_t":
+        opinion = models.clip.text(results, [r.prompt for r in requests], models.backbone.tokenizer)
+    else:
+        opinion = models.clip.image(results, [own["shape"] for own in references])
+    return beside, results, [{task.clip: value} for value in opinion] if opinion else [{} for _ in requests]
+
+
+def _named(request: Request, references: Pictures) -> Pictures:
+    """References by the captions that pages show; one for both attributes is shown once."""
+    if request.shape == request.appearance and references:
+        return {"reference": references["shape"]}
+    return {f"{name} reference": picture for name, picture in references.items()}
+
+
+def _reconstruct(models: Models, requests: Sequence[Request], advance: Advance):
+    renders = draw([r.expected for r in requests])
+    pixels = pixels_of(renders)
+    reconstructed = models.reconstruct(pixels, advance)
+    values = [{"psnr": value} for value in scores.psnr(reconstructed, pixels)]
+    return [{"render": picture} for picture in renders], [to_pil(p) for p in reconstructed], values
+
+
+def _references(requests: Sequence[Request]) -> list[Pictures]:
+    """Attribute -> rendered reference, for each request."""
+    every = [factors for request in requests for factors in request.references.values()]
+    pictures = iter(draw(every) if every else ())
+    return [{attribute: next(pictures) for attribute in request.references} for request in requests]

@@ -1,0 +1,64 @@
+"""Every configuration composes, and every mistake in one gives one sentence."""
+
+import pytest
+
+from escdiff.cli.compose import compose, configs_folder, reject_unknown
+from escdiff.cli.train import TEXTS
+from escdiff.errors import UserError
+
+EXPERIMENTS = sorted(
+    str(path.relative_to(configs_folder() / "experiment").with_suffix(""))
+    for path in (configs_folder() / "experiment").rglob("*.yaml")
+)
+BACKBONES = sorted(path.stem for path in (configs_folder() / "backbone").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_every_experiment_composes_and_opens_with_its_command(name):
+    config = compose("train", [f"experiment={name}"], TEXTS)
+    reject_unknown("train", config)
+    text = (configs_folder() / "experiment" / f"{name}.yaml").read_text()
+    assert all(word in text for word in ("# Command:", "# Hardware:", "# Time:", "# Expect:"))
+
+
+@pytest.mark.parametrize("name", BACKBONES)
+@pytest.mark.parametrize("door", ["train", "infer"])
+def test_every_backbone_composes_in_both_doors(door, name):
+    config = compose(door, [f"backbone={name}"])
+    assert config["backbone"]["name"] and config["backbone"]["dtype"] in ("float32", "bfloat16", "float16")
+
+
+@pytest.mark.parametrize("overrides", [["trainer=ddp"], ["trainer=multinode"], ["logger=wandb"], ["debug=default"]])
+def test_groups(overrides):
+    reject_unknown("train", compose("train", overrides), overrides)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (["optim.lrr=1"], ("optim.lrr", "optim.lr")),
+        (["+optim.foo=1"], ("optim.foo",)),
+        (["backbone=sd16"], ("sd16", "sd15")),
+        (["experiment=mini/foo"], ("mini/foo", "mini/unet")),
+        (["optim.lr"], ("optim.lr", "key=value")),
+        (["data.size=[1,"], ("data.size",)),
+    ],
+)
+def test_mistakes_give_one_sentence(overrides, words):
+    with pytest.raises(UserError) as caught:
+        reject_unknown("train", compose("train", overrides, TEXTS))
+    message = str(caught.value)
+    assert all(word in message for word in words)
+    assert "\n" not in message and len(message) < 300
+
+
+def test_settings_and_their_classes_agree():
+    from dataclasses import asdict
+
+    from escdiff.encoder.encoder import EncoderConfig
+    from escdiff.training.encoder_module import Objective
+
+    config = compose("train", ["experiment=null"])
+    plain = lambda values: {k: list(v) if isinstance(v, tuple) else v for k, v in values.items()}  # noqa: E731
+    assert config["encoder"] == plain(asdict(EncoderConfig()))
+    assert config["loss"] == asdict(Objective())

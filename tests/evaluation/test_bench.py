@@ -1,0 +1,157 @@
+import json
+import math
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from transformers import CLIPVisionConfig, CLIPVisionModel
+
+from escdiff.encoder import ConceptEncoder, EncoderConfig, load_vision
+from escdiff.evaluation.bench import Bench
+from escdiff.evaluation.models import Models
+from escdiff.evaluation.tasks import TASKS
+
+NUMBERS = dict.fromkeys(TASKS, 2) | {"swap": 4, "leak": 0, "edit": 0, "copy": 0}
+ROOT = Path(__file__).parents[2]
+
+
+def test_perfect_pictures_get_perfect_figures_in_flat_files(bench, tmp_path):
+    got = bench.run(list(TASKS), "the command")
+    assert got == json.loads((tmp_path / "metrics.json").read_text())
+    for key, found in got.items():
+        assert key.split("/")[0] in TASKS and set(found) == {"mean", "low", "high", "n"}
+        assert all(math.isfinite(v) for v in found.values())
+    for key in ("text/family", "both/family", "both/pattern", "held_out/family", "swap/shape", "swap/appearance"):
+        assert got[key]["mean"] == 1, key
+    assert got["edit/background"]["mean"] == 1 and got["both/delta_e"]["mean"] == 0
+    assert got["leak/shape_to_appearance"]["mean"] == got["leak/appearance_to_shape"]["mean"] == 0
+    assert {"vae/psnr", "copy/rate", "oracle/family", "ceiling/delta_e", "floor/params"} <= set(got)
+    about = json.loads((tmp_path / "run.json").read_text())
+    assert about["command"] == "the command" and set(about["seconds"]) == set(TASKS)
+
+
+def test_pages_show_every_picture_and_need_no_network(bench, tmp_path):
+    bench.run(["both", "swap"])
+    index, page = (tmp_path / "report.html").read_text(), (tmp_path / "both.html").read_text()
+    assert 'href="both.html"' in index and "both/family" in index and "://" not in index + page
+    for record in bench.records["both"]:
+        for path in record.pictures.values():
+            assert f'src="{path}"' in page and Image.open(tmp_path / path).size == (128, 128)
+    assert (tmp_path / "pictures/swap/matrix.png").is_file()
+    lines = (tmp_path / "report.md").read_text().splitlines()
+    assert any(line.startswith("| both/family | 100.0 %") for line in lines)
+
+
+def test_wrong_pictures_come_first(bench, tmp_path):
+    bench.run(["both"])
+    last = bench.records["both"][-1]
+    last.values["family"] = 0.0
+    from escdiff.evaluation.report import write_report
+
+    write_report(tmp_path, bench.records, bench.metrics(), bench.about(""))
+    page = (tmp_path / "both.html").read_text()
+    assert min(page.index(p) for r in bench.records["both"] for p in r.pictures.values()) == page.index(
+        last.pictures["reference"]
+    )
+
+
+def again(bench, **changes):
+    values = {name: changes.get(name, getattr(bench, name)) for name in ("models", "out", "quick", "seed", "numbers")}
+    return Bench(**values)
+
+
+def test_finished_tasks_are_not_run_again(bench):
+    first = bench.run(["both", "copy"])
+    painted = bench.models.painted
+    assert again(bench).run(["both", "copy"]) == first and bench.models.painted == painted
+    again(bench, seed=1).run(["both"])
+    assert bench.models.painted == painted + 3  # another seed is another bench
+    bench.models.fingerprints = ("x", "y")
+    again(bench, seed=1).run(["both"])
+    assert bench.models.painted == painted + 6  # and so are other weights
+
+
+def test_a_new_encoder_leaves_the_figures_of_the_backbone(bench):
+    bench.run(["text"])
+    bench.models.fingerprints = ("x", "y")
+    got = again(bench).run(["both"])
+    assert bench.models.painted == 6 and {"text/family", "both/family"} <= set(got)
+
+
+def test_a_lost_picture_or_a_damaged_file_runs_its_task_again(bench, tmp_path):
+    bench.run(["text", "both"])
+    painted = bench.models.painted
+    (tmp_path / bench.records["text"][0].pictures["result"]).unlink()
+    (tmp_path / "tasks" / "both.json").write_text("{")
+    again(bench).run(["text", "both"])
+    assert bench.models.painted == 2 * painted
+
+
+@pytest.fixture
+def models(tiny_backbone, oracle, tmp_path):
+    settings = CLIPVisionConfig(
+        hidden_size=16, intermediate_size=32, num_hidden_layers=4, num_attention_heads=2, image_size=64, patch_size=16
+    )
+    torch.manual_seed(0)
+    folder = str(tmp_path / "vision")
+    CLIPVisionModel(settings).save_pretrained(folder)
+    config = EncoderConfig(vision=folder, features=32, rank=3)
+    encoder = ConceptEncoder.for_backbone(config, load_vision(folder), tiny_backbone, tiny_backbone.p_plus()).eval()
+    return Models(tiny_backbone, oracle, encoder, fingerprints=("tiny", "tiny"), steps=1, guidance=1.0)
+
+
+def test_the_whole_bench_runs_on_real_parts(models, tmp_path):
+    got = Bench(models, tmp_path / "out", numbers=NUMBERS).run(list(TASKS))
+    assert {key.split("/")[0] for key in got} == set(TASKS)
+    assert not any("clip" in key for key in got)  # no CLIP, no figure
+
+
+def test_a_picture_does_not_depend_on_its_batch(models):
+    requests = TASKS["text"].draw(0, 3)
+    models.batch_size = 3
+    together = models.paint(requests, [{}] * 3, [7, 8, 9], lambda n: None)
+    alone = models.paint(requests[1:2], [{}], [8], lambda n: None)
+    difference = torch.tensor(list(together[1].tobytes())) - torch.tensor(list(alone[0].tobytes()))
+    assert difference.abs().max() <= 1
+
+
+def call(*arguments):
+    command = [sys.executable, "-m", "escdiff.evaluation", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=120)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--tasks", "text,ball"], "--tasks names ball"),
+        (["--steps", "0"], "--steps is 0"),
+        (["--seed", "-1"], "--seed is -1"),
+        (["--oracle", "/nowhere"], "no oracle in /nowhere"),
+    ],
+)
+def test_mistakes_are_one_sentence(tmp_path, arguments, said):
+    done = call("esc-bench", "--out", str(tmp_path / "out"), *arguments)
+    assert done.returncode == 2 and said in done.stderr and len(done.stderr.strip().splitlines()) == 1
+
+
+def test_an_output_that_is_a_file_is_refused(tmp_path):
+    (tmp_path / "out").write_text("mine")
+    done = call("esc-bench", "--out", str(tmp_path / "out"))
+    assert done.returncode == 2 and "give a folder" in done.stderr and len(done.stderr.strip().splitlines()) == 1
+
+
+def test_a_missing_encoder_is_named_before_anything_is_painted(tiny_backbone, tiny_folder, oracle, tmp_path):
+    from escdiff.errors import UserError
+
+    oracle.save_pretrained(tmp_path / "oracle")
+    with pytest.raises(UserError, match="no encoder in"):
+        Models.load(str(tiny_folder), tmp_path / "none", tmp_path / "oracle", True, 1, 1.0)
+    assert Models.load(str(tiny_folder), None, tmp_path / "oracle", False, 1, 1.0).encoder is None
+
+
+def test_help_is_quick_to_load():
+    code = "import sys, escdiff.evaluation.__main__; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
