@@ -10,6 +10,7 @@ PHRASES = {
     BOTH: (
         "<appearance> <shape>", "<appearance> <shape>", "<shape> with <appearance>",
         "<shape> in <appearance>", "<appearance> colored <shape>", "<shape> covered in <appearance>",
+        "<shape> <appearance>", "<shape> made of <appearance>",
     ),
     SHAPE_ONLY: ("{material} <shape>",),
     APPEARANCE_ONLY: (

@@ -19,10 +19,12 @@ def leak(done: Records, *_) -> list[Record]:
     """
     records = []
     for record in done["shape"]:
-        read, request = record.reading["color"], record.request
+        request, seen = record.request, {record.reading["color"]}
+        if record.reading["pattern"] != "plain":
+            seen.add(record.reading["color2"])
         values = {
-            "shape_to_appearance": float(read == request.shape.material.color),
-            "chance_shape_to_appearance": float(read == request.other.material.color),
+            "shape_to_appearance": float(request.shape.material.color in seen),
+            "chance_shape_to_appearance": float(request.other.material.color in seen),
         }
         records.append(replace(record, values=values))
     for record in done["appearance"]:

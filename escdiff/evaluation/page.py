@@ -51,13 +51,13 @@ def image(path: str) -> str:
 
 
 def card(record: Record) -> str:
-    """Pictures, what was asked for, what the oracle read; words that differ from what was expected are marked."""
+    """Pictures, what was asked for, what the oracle read; words that were judged wrong are marked."""
     true = scores.truth(record.request.expected)
     pictures = "".join(
         f'<figure><img loading="lazy" src="{escape(path)}" alt=""><figcaption>{escape(caption)}</figcaption></figure>'
         for caption, path in record.pictures.items()
     )
-    words = [_word(name, record.reading[name], true[name], name in record.values) for name in CLASSES]
+    words = [_word(name, record.reading[name], true[name], record.values.get(name) == 0) for name in CLASSES]
     values = ", ".join(f"{name} {value:.3g}" for name, value in record.values.items())
     asked = f"<p>{escape(record.request.prompt)}</p>" if record.request.prompt else ""
     colors = f"{_swatch(true['rgb'])} asked, {_swatch(record.reading['rgb'])} read"
@@ -65,10 +65,10 @@ def card(record: Record) -> str:
     return f'<div class="card"><div class="pictures">{pictures}</div>{asked}{read}<p class="values">{values}</p></div>'
 
 
-def _word(name: str, read: str, true: str, judged: bool) -> str:
-    """A word as read; with the expected one where they differ and it was judged."""
+def _word(name: str, read: str, true: str, wrong: bool) -> str:
+    """A word as read; with the expected one where it was judged wrong."""
     label = f"{name} {read}" if name in ("color2", "background") else read
-    if read == true or not judged:
+    if not wrong:
         return escape(label)
     return f'<span class="wrong">{escape(label)} (not {escape(true)})</span>'
 

@@ -15,7 +15,7 @@ from skimage.color import deltaE_ciede2000, rgb2lab
 from torch import Tensor
 
 from escdiff.still_life.oracle import CLASSES, Oracle
-from escdiff.still_life.world import Factors
+from escdiff.still_life.world import TWO_ALIKE, Factors
 
 RESAMPLES, CONFIDENCE = 2000, 0.95
 MEDIANS = ("delta_e", "other_delta_e")  # heavy tails: their median stands for them
@@ -52,7 +52,7 @@ def score(name: str, reading: dict, factors: Factors) -> float | None:
     both right); `params` and `gloss` (mean absolute error, 0..1); `delta_e` (CIEDE2000 of the first colour).
     A plain material shows no second colour, a matte one no gloss.
     """
-    true = truth(factors)
+    true = matching_order(reading, truth(factors))
     if name == "shape":
         return float(reading["family"] == true["family"])
     if name == "appearance":
@@ -65,6 +65,20 @@ def score(name: str, reading: dict, factors: Factors) -> float | None:
     if name in CLASSES:
         return float(reading[name] == true[name])
     return float(np.abs(np.subtract(reading[name], true[name])).mean())
+
+
+def matching_order(reading: dict, true: dict) -> dict:
+    """The truth with its colours exchanged if that fits better, in patterns that treat the two alike."""
+    if true["pattern"] not in TWO_ALIKE:
+        return true
+    names = {"color": "color2", "color2": "color", "rgb": "rgb2", "rgb2": "rgb"}
+    swapped = {name: true[names.get(name, name)] for name in true}
+
+    def fit(order: dict) -> tuple:
+        right = sum(reading[name] == order[name] for name in ("color", "color2"))
+        return right, -sum(color_difference(reading[name], order[name]) for name in ("rgb", "rgb2"))
+
+    return max((true, swapped), key=fit)
 
 
 def judge(names: Sequence[str], reading: dict, factors: Factors) -> dict[str, float]:

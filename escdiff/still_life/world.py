@@ -13,6 +13,8 @@ PATTERNS = (
     "plain", "striped", "ringed", "checkered", "dotted",
     "zigzag", "speckled", "marbled", "wavy", "gradient",
 )  # fmt: skip
+# Patterns that treat their two colours alike: nothing in a picture says which of them is the first.
+TWO_ALIKE = ("striped", "ringed", "checkered", "zigzag", "wavy")
 FINISHES = ("matte", "glossy", "metallic")
 
 # sRGB in 0..1. Far enough apart that an instance's jitter never crosses into a neighbour's name.

@@ -19,6 +19,7 @@ from escdiff.encoder.branches import add_branches, branch_parameters
 from escdiff.encoder.encoder import ConceptEncoder
 from escdiff.training import mini
 from escdiff.training.feed import LayerFeed
+from escdiff.training.muon import Muon
 from escdiff.training.preview import paint, sheet
 from escdiff.training.timesteps import draw_timesteps
 from escdiff.training.tying import encode_tied
@@ -195,18 +196,15 @@ class EncoderModule(L.LightningModule):
             self.log_dict({f"gates/{attribute}/{layer:02d}": value for layer, value in enumerate(values)})
 
     def configure_optimizers(self):
-        decayed = [p for p in self.encoder.parameters() if p.requires_grad and p.ndim == 2 and min(p.shape) > 8]
-        held = {id(p) for p in (*decayed, *self.encoder.gate_logits.values())}
-        others = [p for p in self.encoder.parameters() if p.requires_grad and id(p) not in held]
+        named = {n: p for n, p in self.encoder.named_parameters() if p.requires_grad and "gate_logits" not in n}
+        matrices = {n: p for n, p in named.items() if p.ndim == 2 and min(p.shape) > 8 and "positions" not in n}
+        others = [p for n, p in named.items() if n not in matrices]
         gates = [p for p in self.encoder.gate_logits.values() if p.requires_grad]
-        groups = [
-            {"params": decayed, "weight_decay": self.weight_decay},
-            {"params": [*others, *self.branches], "weight_decay": 0.0},
-        ]
+        apart = {"weight_decay": 0.0, "orthogonal": False}
+        groups = [{"params": list(matrices.values())}, {"params": [*others, *self.branches], **apart}]
         if gates:  # logits move by whole units, weights by hundredths
-            groups.append({"params": gates, "weight_decay": 0.0, "lr": 10 * self.lr})
-        fused = self.device.type == "cpu"
-        optimizer = torch.optim.AdamW(groups, lr=self.lr, betas=(0.9, 0.99), fused=fused)
+            groups.append({"params": gates, "lr": 10 * self.lr, **apart})
+        optimizer = Muon(groups, self.lr, self.weight_decay)
         return mini.with_schedule(optimizer, self.warmup, self.max_steps)
 
     def set_preview(self, batch: dict[str, Any]) -> None:

@@ -63,8 +63,8 @@ class Muon(torch.optim.Optimizer):
     def _vector(self, parameter: Tensor, state: dict, group: dict) -> None:
         mean = state.setdefault("mean", torch.zeros_like(parameter))
         square = state.setdefault("square", torch.zeros_like(parameter))
-        state["step"] = state.get("step", 0) + 1
+        state["step"] = step = state.get("step", torch.tensor(0.0)) + 1
         mean.lerp_(parameter.grad, 0.1)
         square.lerp_(parameter.grad.square(), 0.01)
-        deviation = (square / (1 - 0.99 ** state["step"])).sqrt_().add_(1e-8)
-        parameter.addcdiv_(mean, deviation, value=-group["lr"] / (1 - 0.9 ** state["step"]))
+        deviation = (square / (1 - 0.99 ** step.item())).sqrt_().add_(1e-8)
+        parameter.addcdiv_(mean, deviation, value=-group["lr"] / (1 - 0.9 ** step.item()))

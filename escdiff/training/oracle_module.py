@@ -1,5 +1,6 @@
 """Training of the oracle (`escdiff.still_life.oracle`) on renders, roughened so that it reads paintings too."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import lightning as L
@@ -11,6 +12,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from escdiff.data.arrays import StillLifeArrays
 from escdiff.still_life.oracle import CLASSES, Oracle
+from escdiff.still_life.world import TWO_ALIKE
 from escdiff.training import mini
 from escdiff.training.muon import Muon
 from escdiff.training.sampling import EpochSampler
@@ -47,9 +49,29 @@ def roughen(pixels: Tensor) -> Tensor:
     return torch.lerp(pixels, blurred, share) + noise
 
 
-def two_colored(factors: dict[str, Tensor]) -> Tensor:
-    """Whether each picture shows its second colour at all: a plain pattern has none. (B,) bool."""
-    return factors["pattern"] != CLASSES["pattern"].index("plain")
+def of_pattern(factors: dict[str, Tensor], patterns: Sequence[str]) -> Tensor:
+    """Which pictures have one of the patterns, (B,) bool."""
+    numbers = [CLASSES["pattern"].index(name) for name in patterns]
+    return torch.isin(factors["pattern"], torch.tensor(numbers, device=factors["pattern"].device))
+
+
+def swap_colors(factors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The factors with first and second colour exchanged."""
+    names = {"color": "color2", "color2": "color", "rgb": "rgb2", "rgb2": "rgb"}
+    return {name: factors[names.get(name, name)] for name in factors}
+
+
+def sample_losses(out: dict[str, Tensor], factors: dict[str, Tensor]) -> Tensor:
+    """Cross-entropies and squared errors summed over the heads, (B,); a plain pattern shows no second colour."""
+    shown = ~of_pattern(factors, ("plain",))
+    total = torch.zeros(len(shown), device=shown.device)
+    for name, guess in out.items():
+        if name in CLASSES:
+            loss = F.cross_entropy(guess, factors[name], reduction="none", label_smoothing=0.05)
+        else:
+            loss = 4 * (guess - factors[name]).square().mean(-1)
+        total = total + (loss * shown if name in ("color2", "rgb2") else loss)
+    return total
 
 
 class OracleModule(L.LightningModule):
@@ -61,19 +83,13 @@ class OracleModule(L.LightningModule):
     def training_step(self, batch: tuple[Tensor, dict[str, Tensor]], _: int) -> Tensor:
         pixels, factors = batch
         out = self.oracle(roughen(pixels))
-        shown = two_colored(factors)
-        total = pixels.new_zeros(())
-        for name, guess in out.items():
-            mask = shown if name in ("color2", "rgb2") else torch.ones_like(shown)
-            if name in CLASSES:
-                loss = F.cross_entropy(guess, factors[name], reduction="none", label_smoothing=0.05)
-                right = (guess.argmax(-1) == factors[name]).float()
-                self.log(f"train/{name}", (right * mask).sum() / mask.sum().clamp_min(1), prog_bar=name == "family")
-            else:
-                loss = 4 * (guess - factors[name]).square().mean(-1)
-            total = total + (loss * mask).sum() / mask.sum().clamp_min(1)
-        self.log("train/loss", total, prog_bar=True)
-        return total
+        straight, swapped = sample_losses(out, factors), sample_losses(out, swap_colors(factors))
+        loss = torch.where(of_pattern(factors, TWO_ALIKE), torch.minimum(straight, swapped), straight).mean()
+        for name in ("family", "pattern", "finish", "background"):
+            right = (out[name].argmax(-1) == factors[name]).float().mean()
+            self.log(f"train/{name}", right, prog_bar=name == "family")
+        self.log("train/loss", loss, prog_bar=True)
+        return loss
 
     def configure_optimizers(self):
         optimizer = Muon(self.oracle.parameters(), self.hparams.lr)
@@ -84,6 +100,8 @@ def build(config):
     """Module, loader and finish for `escdiff.training.run`."""
     data = LabelledPictures(StillLifeArrays(config.data.root))
     module = OracleModule(config.optim.lr, config.trainer.max_steps, config.optim.warmup)
+    if config.init:
+        module.oracle.load_state_dict(Oracle.from_pretrained(config.init).state_dict())
     sampler = EpochSampler(len(data), config.data.batch_size, config.seed)
     loader = DataLoader(data, batch_sampler=sampler, collate_fn=lambda batch: batch)
 

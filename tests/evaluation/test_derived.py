@@ -32,7 +32,8 @@ def test_leak_counts_the_reference_and_not_the_words():
     leaking["appearance"][:3] = records("appearance", 3, lambda r: r.appearance)
     got = means(leak(leaking))
     assert got["shape_to_appearance"] == 1 and got["appearance_to_shape"] == 0.25
-    assert got["chance_shape_to_appearance"] == got["chance_appearance_to_shape"] == 0
+    assert got["chance_appearance_to_shape"] == 0
+    assert got["chance_shape_to_appearance"] < 0.5  # the other instance may share a second colour
     chance = {"shape": records("shape", 12, lambda r: r.other), "appearance": clean["appearance"]}
     assert means(leak(chance))["chance_shape_to_appearance"] == 1
 
