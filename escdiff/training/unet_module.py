@@ -1,6 +1,7 @@
 """The bundled model's U-Net, trained on cached latents and captions (Rombach et al. 2022, eq. 3; v-prediction)."""
 
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import lightning as L
@@ -12,6 +13,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from escdiff.data.arrays import StillLifeArrays
 from escdiff.data.latents import encode_dataset, load_latents, vae_key
+from escdiff.still_life.world import PATTERNS
 from escdiff.training import mini
 from escdiff.training.muon import Muon
 from escdiff.training.sampling import EpochSampler
@@ -41,6 +43,25 @@ class CaptionedLatents(Dataset):
         texts = [self.text(epoch, row) for epoch, row in visits]
         ids = self.tokenizer(texts, padding="max_length", truncation=True, return_tensors="pt").input_ids
         return self.moments[[row for _, row in visits]], ids
+
+
+class PlainFirst(EpochSampler):
+    """Batches of plain and gradient materials only until `plain_steps`, then of all.
+
+    A shape is learned from its outline, and a pattern's contrasts hide the outline from a network that knows neither.
+    """
+
+    def __init__(self, arrays: StillLifeArrays, batch_size: int, seed: int, plain_steps: int) -> None:
+        super().__init__(len(arrays), batch_size, seed)
+        easy = [PATTERNS.index(name) for name in ("plain", "gradient")]
+        self.plain, self.plain_steps = np.flatnonzero(np.isin(arrays.labels["pattern"], easy)), plain_steps
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        for batch in super().__iter__():
+            if self.step <= self.plain_steps and len(self.plain) >= self.batch_size:
+                rng = np.random.default_rng((self.seed, 1, self.step, self.rank))
+                batch = [(self.step, int(row)) for row in rng.choice(self.plain, self.batch_size, replace=False)]
+            yield batch
 
 
 def sample_timesteps(count: int, bias: float, generator: torch.Generator | None = None) -> Tensor:
@@ -99,7 +120,8 @@ def build(config):
     )
     if config.init:
         module.unet.load_state_dict(UNet2DConditionModel.from_pretrained(config.init).float().state_dict())
-    sampler = EpochSampler(len(data), config.data.batch_size, config.seed)
+    plain_steps = int(config.data.plain_share * config.trainer.max_steps)
+    sampler = PlainFirst(arrays, config.data.batch_size, config.seed, plain_steps)
     loader = DataLoader(data, batch_sampler=sampler, collate_fn=lambda batch: batch)
 
     def finish(trained: UnetModule) -> None:
