@@ -1,6 +1,7 @@
 """`python train.py`: compose a configuration and train."""
 
 import sys
+from collections.abc import Sequence
 from dataclasses import fields
 from types import SimpleNamespace
 
@@ -17,6 +18,7 @@ from escdiff.cli.compose import (
 from escdiff.errors import UserError
 
 TEXTS = ("data.root", "data.shards", "run_dir", "run_id", "export", "init", "backbone.name")
+SWEEP = {"-m", "--multirun"}
 GROUPS = ("experiment", "backbone", "encoder", "space", "data", "loss", "trainer", "logger", "debug")
 HELP = """Train the concept encoder, or a part of the bundled model.
 
@@ -48,6 +50,7 @@ def run(values: dict) -> None:
     Raises:
         UserError: unknown keys, or whatever the training refuses.
     """
+    from escdiff.data.images import expand
     from escdiff.encoder.encoder import EncoderConfig
     from escdiff.training.encoder_module import Objective
     from escdiff.training.run import train
@@ -58,8 +61,10 @@ def run(values: dict) -> None:
         for key in values[part]:
             if key not in known:
                 raise UserError(unknown_key(f"{part}.{key}", [f"{part}.{name}" for name in sorted(known)]))
-    if values["data"]["shards"]:
-        values["data"]["root"] = values["data"]["shards"]
+    if shards := values["data"]["shards"]:
+        if not expand(shards).is_dir():
+            raise UserError(f"data.shards={shards} is no folder; expected webdataset shards with their index in one")
+        values["data"]["root"] = shards
     elif values["backbone"]["name"] != "mini" and values["data"]["root"] == values["data"]["still_life"]:
         what = f"backbone {values['backbone']['name']} with the pictures of the bundled model"
         raise UserError(f"{what} given; expected data.shards=DIR with your own (see `python -m data_prep --help`)")
@@ -70,25 +75,30 @@ def _namespace(value):
     return SimpleNamespace(**value) if isinstance(value, dict) else value
 
 
-def sweep() -> None:
-    """Hydra's multirun; each cell has its own run folder, named after its overrides."""
+def sweep(argv: Sequence[str]) -> None:
+    """Hydra's multirun; each cell has its own run folder, named after what the sweep varies."""
     import hydra
     from hydra.core.hydra_config import HydraConfig
+    from hydra.core.override_parser.overrides_parser import OverridesParser
     from omegaconf import DictConfig, OmegaConf
 
+    given = OverridesParser.create().parse_overrides([a for a in argv if a not in SWEEP])
+    varied = [override.get_key_element() for override in given if override.is_sweep_override()]
+
     @hydra.main(config_path=str(configs_folder().absolute()), config_name="train", version_base="1.3")
-    def cell(config: DictConfig) -> None:
+    def run_cell(config: DictConfig) -> None:
         values = OmegaConf.to_container(config, resolve=True)
-        name = HydraConfig.get().job.override_dirname.replace("/", "-") or "default"
+        cell = [o for o in HydraConfig.get().overrides.task if o.split("=")[0] in varied]
+        name = ",".join(cell).replace("/", "-") or "default"
         values["run_id"], values["run_dir"] = name, f"{values['sweep_dir']}/{name}"
         run(values)
 
-    cell()
+    run_cell()
 
 
 def _main(argv: list[str]) -> None:
-    if {"-m", "--multirun"} & set(argv):
-        sweep()
+    if SWEEP & set(argv):
+        sweep(argv)
         return
     values = compose("train", argv, TEXTS)
     reject_unknown("train", values, argv, but=("encoder.", "loss."))  # their own classes judge those, see `run`

@@ -43,7 +43,7 @@ class _Block(nn.Module):
 
 
 class Oracle(nn.Module):
-    """Pictures to factors. 0.9 M parameters; the last maps are pooled by mean and by maximum."""
+    """Pictures to factors. 0.7 M parameters; the last maps are pooled by mean and by maximum."""
 
     def __init__(self, channels: tuple[int, ...] = CHANNELS) -> None:
         super().__init__()

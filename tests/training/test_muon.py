@@ -49,7 +49,7 @@ def test_a_badly_scaled_problem_is_solved_and_state_can_be_restored():
     layer = nn.Linear(16, 8)
     optimizer = Muon(layer.parameters(), lr=0.05, weight_decay=0.0)
     first = train(layer, optimizer, 1)
-    train(layer, optimizer, 49)
+    train(layer, optimizer, 199)
     copy = nn.Linear(16, 8)
     copy.load_state_dict(layer.state_dict())
     restored = Muon(copy.parameters(), lr=0.05, weight_decay=0.0)

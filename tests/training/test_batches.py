@@ -1,0 +1,77 @@
+"""Which pictures the bundled model's trainings see when."""
+
+from itertools import islice
+
+import numpy as np
+import pytest
+import torch
+
+from escdiff.still_life.world import BACKGROUNDS, COLORS, PATTERNS, TWO_ALIKE
+from escdiff.training.clip_module import RANDOM_FIRST, AlikeBatches
+from escdiff.training.oracle_module import CLASSES, of_pattern, sample_losses, swap_colors
+from escdiff.training.unet_module import PlainFirst, sample_timesteps
+
+
+class Labels:
+    """What the samplers read of `StillLifeArrays`."""
+
+    def __init__(self, rows: int = 4000) -> None:
+        rng = np.random.default_rng(0)
+        words = {"pattern": PATTERNS, "color": COLORS, "background": BACKGROUNDS}
+        self.labels = {name: rng.integers(len(kinds), size=rows) for name, kinds in words.items()}
+
+    def __len__(self) -> int:
+        return len(self.labels["pattern"])
+
+
+def test_plain_first_then_everything():
+    arrays = Labels()
+    sampler = PlainFirst(arrays, 32, seed=0, plain_steps=5)
+    patterns = [{PATTERNS[arrays.labels["pattern"][row]] for _, row in batch} for batch in islice(sampler, 10)]
+    assert all(kinds <= {"plain", "gradient"} for kinds in patterns[:5])
+    assert all(len(kinds) > 5 for kinds in patterns[5:])
+
+
+def test_after_the_first_two_of_three_clip_batches_share_color_and_background():
+    arrays = Labels()
+    sampler = AlikeBatches(arrays, 16, seed=0)
+    sampler.step = RANDOM_FIRST - 6
+    kinds = []
+    for batch in islice(sampler, 12):
+        rows = [row for _, row in batch]
+        assert len(set(rows)) == 16
+        kinds.append(len(set(zip(arrays.labels["color"][rows], arrays.labels["background"][rows], strict=True))))
+    assert min(kinds[:6]) > 1
+    assert sum(kind == 1 for kind in kinds[6:]) == 4
+
+
+@pytest.mark.parametrize("kind", ["plain", "alike"])
+def test_a_resumed_sampler_goes_on_with_the_same_batches(kind):
+    arrays = Labels()
+    make = {"plain": lambda: PlainFirst(arrays, 16, 3, 4), "alike": lambda: AlikeBatches(arrays, 16, 3)}[kind]
+    sampler = make()
+    sampler.step = start = RANDOM_FIRST if kind == "alike" else 0
+    straight = list(islice(sampler, 8))
+    again = make()
+    again.step = start + 3
+    assert list(islice(again, 5)) == straight[3:]
+
+
+def test_timesteps_lean_to_high_noise():
+    torch.manual_seed(0)
+    flat, leaning = (sample_timesteps(20_000, bias).float().mean().item() for bias in (0.0, 1.0))
+    assert flat == pytest.approx(500, abs=10) and leaning == pytest.approx(667, abs=10)
+
+
+def test_the_oracle_is_not_punished_for_the_order_of_two_alike_colors():
+    count = len(CLASSES["color"])
+    factors = {name: torch.zeros(2, dtype=torch.long) for name in CLASSES}
+    factors["pattern"][:] = torch.tensor([CLASSES["pattern"].index("striped"), CLASSES["pattern"].index("dotted")])
+    factors["color"], factors["color2"] = torch.tensor([3, 3]), torch.tensor([5, 5])
+    factors |= {"rgb": torch.tensor([[1.0, 0, 0]] * 2), "rgb2": torch.tensor([[0, 0, 1.0]] * 2)}
+    out = {
+        "color": torch.eye(count)[[5, 5]] * 9, "color2": torch.eye(count)[[3, 3]] * 9,
+        "rgb": factors["rgb2"], "rgb2": factors["rgb"],
+    }  # fmt: skip
+    assert of_pattern(factors, TWO_ALIKE).tolist() == [True, False]
+    assert (sample_losses(out, swap_colors(factors)) < 2).all() and (sample_losses(out, factors) > 10).all()
