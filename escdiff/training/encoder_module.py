@@ -25,6 +25,8 @@ from escdiff.training.timesteps import draw_timesteps
 from escdiff.training.tying import encode_tied
 from escdiff.training.words import WordTargets, word_loss
 
+MASKS = ("shape_mask", "appearance_mask", "mask")
+
 
 @dataclass(frozen=True)
 class Objective:
@@ -45,6 +47,7 @@ class Objective:
     drop_shape: float = 0.1
     drop_appearance: float = 0.1
     drop_text: float = 0.05  # every word but the placeholders
+    drop_mask: float = 0.7  # a reference shown without its mask, as people give them
 
 
 class EncoderModule(L.LightningModule):
@@ -117,9 +120,9 @@ class EncoderModule(L.LightningModule):
         nobody = torch.zeros(len(batch["prompt"]), dtype=torch.bool, device=self.device)
         residuals = {a: self.encoder.residuals(a, features[a], nobody) for a in ATTRIBUTES}
         terms = {**self.regularizers(features, residuals), **self.word_terms(batch, residuals, ~nobody)}
-        unused = 0.0  # of the branches; DDP wants every parameter in every step
-        if len(self.branches):
-            unused = 0.0 * sum(p.sum() for p in self.branches)
+        terms.pop("gates")  # with nothing to weigh against it, sparsity would close them all
+        # DDP wants every parameter in every step.
+        unused = 0.0 * sum(p.sum() for p in (*self.branches, *self.encoder.gate_logits.values()))
         logs = {name: value.detach() for name, value in terms.items()}
         return {"loss": sum(terms.values()) + unused, "logs": logs}
 
@@ -145,20 +148,26 @@ class EncoderModule(L.LightningModule):
     def features(self, batch: dict[str, Any]) -> dict[str, Tensor]:
         """Head features (B, F) of the references, and "target_{attribute}" where pairs are due."""
         encoder, objective, count = self.encoder, self.objective, len(batch["shape_ref"])
+        shown = {name: self.drop_masks(batch[name]) for name in MASKS if name in batch}
         wanted = (objective.invariance or objective.independence) and self.global_step % objective.pairs_every == 0
         if "pixels" not in batch or not wanted:
             tokens = encoder.tokens_of({a: batch[f"{a}_ref"] for a in ATTRIBUTES})
-            return {a: encoder.features(a, tokens[a], batch.get(f"{a}_mask")) for a in ATTRIBUTES}
+            return {a: encoder.features(a, tokens[a], shown.get(f"{a}_mask")) for a in ATTRIBUTES}
         # The target in the middle: each filter reads reference and target in one call, without a copy.
         tokens = encoder.tokens(torch.cat([batch["shape_ref"], batch["pixels"], batch["appearance_ref"]]))
-        shape = encoder.features("shape", [t[: 2 * count] for t in tokens], masks(batch, "shape_mask", "mask"))
+        shape = encoder.features("shape", [t[: 2 * count] for t in tokens], masks(shown, "shape_mask", "mask"))
         appearance = encoder.features(
-            "appearance", [t[count:] for t in tokens], masks(batch, "mask", "appearance_mask")
+            "appearance", [t[count:] for t in tokens], masks(shown, "mask", "appearance_mask")
         )
         return {
             "shape": shape[:count], "target_shape": shape[count:],
             "target_appearance": appearance[:count], "appearance": appearance[count:],
         }  # fmt: skip
+
+    def drop_masks(self, mask: Tensor) -> Tensor:
+        """Masks (B, 1, H, W), some of them replaced by the whole picture."""
+        dropped = torch.rand(len(mask), 1, 1, 1, device=mask.device) < self.objective.drop_mask
+        return torch.where(dropped, 1.0, mask)
 
     def grid(self, texts: list[str], residuals: dict[str, Tensor], stage: Tensor) -> Tensor:
         """The conditioning (B, L, T, D) of each sample's stage."""
