@@ -121,16 +121,6 @@ def door(main: Callable[[list[str]], None], help_text: Callable[[], str]) -> Non
         raise SystemExit(130) from None
 
 
-def quiet_libraries() -> None:
-    """Their bars for parts that load in a second would only hide ours."""
-    import diffusers.utils.logging
-    import transformers.utils.logging
-
-    for library in (diffusers, transformers):
-        library.utils.logging.disable_progress_bar()
-        library.utils.logging.set_verbosity_error()
-
-
 def show(*files: str) -> str:
     """The text of config files, comments and all, for `--help`."""
     return "\n".join(f"# configs/{name}\n{(configs_folder() / name).read_text().strip()}\n" for name in files)

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from escdiff.cli.checks import check, check_prompt, pick_device
-from escdiff.cli.compose import compose, door, options, quiet_libraries, reject_unknown, show
+from escdiff.cli.compose import compose, door, options, reject_unknown, show
 
 TEXTS = ("shape", "appearance", "concept", "prompt", "negative_prompt", "references", "encoder", "out", "backbone.name")
 PROMPTS = {
@@ -101,6 +101,7 @@ def load_models(config: dict):
 
     from escdiff.backbone import load_backbone
     from escdiff.encoder import ConceptEncoder
+    from escdiff.quiet import quiet_libraries
 
     quiet_libraries()
     settings, device = config["backbone"], pick_device(config["device"])

@@ -10,7 +10,6 @@ from escdiff.cli.compose import (
     configs_folder,
     door,
     options,
-    quiet_libraries,
     reject_unknown,
     show,
     unknown_key,
@@ -52,6 +51,7 @@ def run(values: dict) -> None:
     """
     from escdiff.data.images import expand
     from escdiff.encoder.encoder import EncoderConfig
+    from escdiff.quiet import quiet_libraries
     from escdiff.training.encoder_module import Objective
     from escdiff.training.run import train
 

@@ -51,15 +51,11 @@ def esc_bench(
         raise UserError(f"--tasks names {', '.join(unknown)}; give some of {', '.join(TASKS)}")
     if not names:
         raise UserError(f"--tasks is empty; give some of {', '.join(TASKS)}, or all")
-    from diffusers.utils import logging as diffusers_logging
-    from transformers.utils import logging as transformers_logging
-
     from escdiff.evaluation.bench import Bench
     from escdiff.evaluation.models import Models
+    from escdiff.quiet import quiet_libraries
 
-    for logging in (diffusers_logging, transformers_logging):
-        logging.set_verbosity_error()
-        logging.disable_progress_bar()
+    quiet_libraries()
     concepts = any(TASKS[name].needs_encoder for name in in_order(names))
     models = Models.load(backbone, encoder, oracle, concepts, steps, guidance)
     Bench(models, out, quick, seed).run(names, shlex.join(sys.argv))
