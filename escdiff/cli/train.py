@@ -83,7 +83,8 @@ def sweep(argv: Sequence[str]) -> None:
     from omegaconf import DictConfig, OmegaConf
 
     given = OverridesParser.create().parse_overrides([a for a in argv if a not in SWEEP])
-    varied = [override.get_key_element() for override in given if override.is_sweep_override()]
+    swept = [override.get_key_element() for override in given if override.is_sweep_override()]
+    varied = swept or [key for o in given if (key := o.get_key_element()) not in ("experiment", *TEXTS)]
 
     @hydra.main(config_path=str(configs_folder().absolute()), config_name="train", version_base="1.3")
     def run_cell(config: DictConfig) -> None:

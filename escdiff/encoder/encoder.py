@@ -31,6 +31,7 @@ class EncoderConfig:
     anchors: dict[str, str] = field(default_factory=lambda: {"shape": "object", "appearance": "colored"})
     features: int = 256  # F of each filter
     rank: int = 8  # of what a layer adds to the base
+    residual_anchor: bool = True  # vectors depart from the anchor words, not from zero
     residual_scale: float = 1.0  # in units of a real word embedding's norm
     gates: str = "learned"  # or "hand": SHAPE_LAYERS to shape and the rest to appearance; or "none": all open
     positions: bool = True  # in the shape filter
@@ -105,7 +106,7 @@ class ConceptEncoder(nn.Module):
             {a: nn.Parameter(_gate_logits(a, layers, stages), config.gates == "learned") for a in ATTRIBUTES}
         )
         for attribute in ATTRIBUTES:
-            anchor = anchors[attribute].detach().float()
+            anchor = anchors[attribute].detach().float() * config.residual_anchor
             self.register_buffer(f"anchor_{attribute}", anchor[-1:].expand(config.tokens[attribute], -1).clone())
         scale = torch.stack([a.detach().float().norm(dim=-1).mean() for a in anchors.values()]).mean()
         self.register_buffer("embedding_scale", scale * config.residual_scale)

@@ -62,6 +62,31 @@ def esc_bench(
     typer.echo(f"{out / 'report.html'}, {out / 'metrics.json'}")
 
 
+@app.command()
+def ablations(
+    runs: Annotated[list[Path], typer.Argument(help="Run folders of the encoder's training, or a sweep's folder.")],
+    out: Annotated[Path, typer.Option(help="Markdown file to write.")] = Path("docs/ablations.md"),
+    backbone: Annotated[str, typer.Option(help="mini, a diffusers folder or a hub id.")] = "mini",
+    oracle: Annotated[Path | None, typer.Option(help="Folder of the oracle; else the bundled one.")] = None,
+    steps: Annotated[int, typer.Option(help="Sampling steps.")] = 20,
+    guidance: Annotated[float, typer.Option(help="Classifier-free guidance scale; 1 switches it off.")] = 5.0,
+) -> None:
+    """One table of many trained encoders, each judged by a short ESC-Bench that is kept in its run folder."""
+    from escdiff.evaluation.ablations import TASKS, find_runs, tabulate
+    from escdiff.evaluation.bench import Bench, Metrics
+    from escdiff.evaluation.models import Models
+    from escdiff.quiet import quiet_libraries
+
+    quiet_libraries()
+
+    def judge(encoder: Path) -> Metrics:
+        models = Models.load(backbone, encoder, oracle, True, steps, guidance)
+        return Bench(models, encoder.parent / "esc-bench", quick=True).run(TASKS, shlex.join(sys.argv))
+
+    tabulate(find_runs(runs), judge, out, shlex.join(["python", "-m", "escdiff.evaluation", *sys.argv[1:]]))
+    typer.echo(out)
+
+
 def main() -> None:
     try:
         app()

@@ -1,0 +1,61 @@
+"""One table of many runs of the encoder: what each changed and what ESC-Bench says of it."""
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+from escdiff.errors import UserError
+from escdiff.evaluation import scores
+from escdiff.evaluation.records import write
+
+TASKS = ("both", "held_out", "swap", "leak", "copy")
+COLUMNS = (
+    "both/family", "both/pattern", "both/delta_e", "held_out/family", "swap/shape", "swap/appearance",
+    "leak/shape_to_appearance", "leak/appearance_to_shape", "copy/rate",
+)  # fmt: skip
+NOTE = (
+    "Shares in percent, delta_e the median CIEDE2000 of the first colour; in brackets the 95 % interval. `default` "
+    "is the recipe as it is; every other row changes what its name says and nothing else. Made by"
+)
+
+
+def find_runs(folders: Sequence[Path]) -> list[Path]:
+    """The run folders among and directly below `folders`, `default` first.
+
+    Raises:
+        UserError: there is none.
+    """
+    candidates = [path for folder in folders for path in (folder, *sorted(folder.glob("[!.]*")))]
+    runs = list(dict.fromkeys(path for path in candidates if (path / "manifest.json").is_file()))
+    if not runs:
+        names = ", ".join(map(str, folders))
+        raise UserError(f"no run in {names}; give run folders of `python train.py`, or a sweep's folder of them")
+    return sorted(runs, key=lambda run: run.name != "default")
+
+
+def tabulate(runs: Sequence[Path], judge: Callable[[Path], Mapping[str, dict]], out: Path, command: str) -> None:
+    """Judge every run and write the Markdown table; a run without a result is a row that says so.
+
+    Args:
+        judge: folder of an encoder -> metrics, as `Bench.run` returns them.
+    """
+    head = ["run", "steps", *COLUMNS]
+    rows = [head, ["---", *("---:" for _ in head[1:])]]
+    for run in runs:
+        about = json.loads((run / "manifest.json").read_text())
+        if about.get("status") == "finished" and (run / "export" / "config.json").is_file():
+            metrics = judge(run / "export")
+            cells = [str(about["step"]), *(_cell(key, metrics) for key in COLUMNS)]
+        else:
+            cells = [str(about.get("step", "")), f"no result: {about.get('status')}", *("" for _ in COLUMNS[1:])]
+        rows.append([run.name, *cells])
+    lines = [f"| {' | '.join(row)} |" for row in rows]
+    write(out, "\n".join(["# Ablations", "", *lines, "", NOTE, "", f"    {command}", ""]))
+
+
+def _cell(key: str, metrics: Mapping[str, dict]) -> str:
+    if key not in metrics:
+        return ""
+    factor = 100 if scores.is_share(key.split("/")[1]) else 1
+    mean, low, high = (factor * metrics[key][name] for name in ("mean", "low", "high"))
+    return f"{mean:.0f} ({low:.0f}–{high:.0f})" if factor == 100 else f"{mean:.1f} ({low:.1f}–{high:.1f})"

@@ -1,0 +1,38 @@
+import json
+
+import pytest
+
+from escdiff.errors import UserError
+from escdiff.evaluation.ablations import COLUMNS, find_runs, tabulate
+
+
+def make_run(folder, status="finished", exported=True):
+    (folder / "export").mkdir(parents=True)
+    (folder / "manifest.json").write_text(json.dumps({"status": status, "step": 7}))
+    if exported:
+        (folder / "export" / "config.json").write_text("{}")
+    return folder
+
+
+def judge(folder):
+    share = {"mean": 0.5, "low": 0.4, "high": 0.625, "n": 8}
+    return dict.fromkeys(COLUMNS, share) | {"both/delta_e": {"mean": 7.25, "low": 6.0, "high": 9.0, "n": 8}}
+
+
+def test_one_row_per_run_default_first_failures_too(tmp_path):
+    sweep = tmp_path / "sweep"
+    make_run(sweep / "a=1"), make_run(sweep / "b=2", "stopped", exported=False), make_run(sweep / "default")
+    (sweep / ".hydra").mkdir()
+    tabulate(find_runs([sweep]), judge, tmp_path / "table.md", "the command")
+    rows = [line.split(" | ") for line in (tmp_path / "table.md").read_text().splitlines() if line.startswith("| ")]
+    assert [row[0] for row in rows[2:]] == ["| default", "| a=1", "| b=2"]
+    assert len({len(row) for row in rows}) == 1
+    default = dict(zip(rows[0], rows[2], strict=True))
+    assert default["both/family"] == "50 (40–62)" and default["both/delta_e"] == "7.2 (6.0–9.0)"
+    assert "no result: stopped" in rows[4]
+    assert "the command" in (tmp_path / "table.md").read_text()
+
+
+def test_a_folder_without_runs_is_refused(tmp_path):
+    with pytest.raises(UserError, match="no run in"):
+        find_runs([tmp_path])
