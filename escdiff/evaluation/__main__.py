@@ -1,7 +1,9 @@
 """The door of the evaluation: `python -m escdiff.evaluation esc-bench --out DIR`."""
 
+import json
 import shlex
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
@@ -85,6 +87,32 @@ def ablations(
 
     tabulate(find_runs(runs), judge, out, shlex.join(["python", "-m", "escdiff.evaluation", *sys.argv[1:]]))
     typer.echo(out)
+
+
+@app.command()
+def layers(
+    out: Annotated[Path, typer.Option(help="Folder for layers.png and layers.json; made if missing.")],
+    pairs: Annotated[int, typer.Option(min=1, help="Pairs of descriptions per number of layers.")] = 64,
+    encoder: Annotated[Path | None, typer.Option(help="Folder of the concept encoder; else the bundled one.")] = None,
+    backbone: Annotated[str, typer.Option(help="mini, a diffusers folder or a hub id.")] = "mini",
+    oracle: Annotated[Path | None, typer.Option(help="Folder of the oracle; else the bundled one.")] = None,
+    steps: Annotated[int, typer.Option(min=1, help="Sampling steps.")] = 20,
+    guidance: Annotated[float, typer.Option(min=1.01, help="Classifier-free guidance scale.")] = 5.0,
+    seed: Annotated[int, typer.Option(min=0, help="Another seed asks for other pictures.")] = 0,
+) -> None:
+    """Which layers carry the shape and which the appearance: descriptions split over the layers, as in P+."""
+    from escdiff.evaluation.layers import draw_figure, split_prompts
+    from escdiff.evaluation.models import Models
+    from escdiff.quiet import quiet_libraries
+
+    quiet_libraries()
+    out.mkdir(parents=True, exist_ok=True)
+    models = Models.load(backbone, encoder, oracle, True, steps, guidance)
+    split = split_prompts(models, pairs, seed)
+    (out / "layers.json").write_text(json.dumps(asdict(split), indent=1) + "\n")
+    gates = {attribute: gate.detach().cpu() for attribute, gate in models.encoder.gates().items()}
+    draw_figure(split, gates, [names[0] for names in models.encoder.space.cells], out / "layers.png")
+    typer.echo(f"{out / 'layers.png'}, {out / 'layers.json'}")
 
 
 def main() -> None:

@@ -1,0 +1,172 @@
+"""Which layers carry the shape and which the appearance: the experiment behind P+, on any backbone (Voynov et al.
+2023, "P+: Extended Textual Conditioning in Text-to-Image Generation", sections 3.1 and 5.1).
+
+Two descriptions, such as "a red cube" and "a blue bowl", are split over the layers: the second goes to n layers
+nearest to the middle of the U-Net, the first to all others. What the picture shows, as n grows, tells where each
+attribute is decided. Beside it, how the cross-attention of each layer divides between the two words.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from escdiff.concept import ATTRIBUTES
+from escdiff.conditioning import ConditioningSpace, PromptEncoder
+from escdiff.data.progress import sample_progress
+from escdiff.evaluation import scores
+from escdiff.evaluation.models import Models
+from escdiff.evaluation.references import stream
+from escdiff.pipeline import generate
+from escdiff.still_life import world
+
+PROMPT = "a photo of a <color> <family> on a white background"
+STREAM = 50
+
+
+@dataclass
+class Split:
+    """Shares of pictures, with intervals, by how many of the middle layers were given the second description.
+
+    Attributes:
+        inner: number of layers with the second description, growing.
+        shown: "family" and "color" -> metrics (mean, low, high, n) of showing the second's, one per `inner`.
+        attention: (L,) share of the family word in the attention to both words.
+    """
+
+    inner: list[int]
+    shown: dict[str, list[dict]]
+    attention: list[float]
+
+
+def middle_out(space: ConditioningSpace) -> list[int]:
+    """Cells by their distance from the U-Net's middle block."""
+    middle = next(i for i, names in enumerate(space.cells) if any(name.startswith("mid_block") for name in names))
+    return sorted(range(space.num_layers), key=lambda cell: (abs(cell - middle), cell))
+
+
+def split_prompts(models: Models, count: int, seed: int) -> Split:
+    """Run the experiment with `count` pairs of descriptions per number of layers."""
+    prompts, space = models.backbone.prompts, models.backbone.p_plus()
+    rng, order = stream(seed, STREAM), middle_out(space)
+    words = {"<color>": _single(prompts, world.COLORS), "<family>": _single(prompts, world.FAMILIES)}
+    pairs = {
+        name: [rng.choice(found, 2, replace=False).tolist() for _ in range(count)] for name, found in words.items()
+    }
+    seeds = rng.integers(1 << 31, size=count).tolist()
+    inner = sorted({*range(0, space.num_layers, 2), space.num_layers})
+    shown: dict[str, list[dict]] = {"family": [], "color": []}
+    slots = dict(prompts.tokenize(PROMPT, dict.fromkeys(words, 1)).slots)
+    share = AttentionShare(models.backbone.unet, space, slots["<family>"], slots["<color>"])
+    with sample_progress("layers", count * len(inner)) as advance:
+        for number in inner:
+            second = torch.zeros(space.num_layers, dtype=torch.long)
+            second[order[:number]] = 1
+            vectors = {name: _vectors(prompts, found)[:, second, None, None] for name, found in pairs.items()}
+            with share.watching() if number == 0 else nullcontext():
+                pictures = generate(
+                    models.backbone, [PROMPT] * count, vectors, space, models.steps, models.guidance, seeds,
+                    batch_size=models.batch_size,
+                )  # fmt: skip
+            readings = models.read(pictures)
+            for name, found in shown.items():
+                wanted = [pair[1] for pair in pairs[f"<{name}>"]]
+                values = [float(reading[name] == word) for reading, word in zip(readings, wanted, strict=True)]
+                found.append(scores.summarise(name, values))
+            advance(count)
+    return Split(inner, shown, share.result())
+
+
+class AttentionShare:
+    """How each layer's cross-attention divides between two positions of the prompt.
+
+    Reads the queries and keys of every layer while pictures are painted with guidance, of the guided half.
+    """
+
+    def __init__(self, unet: nn.Module, space: ConditioningSpace, first: int, second: int) -> None:
+        self.unet, self.space, self.positions = unet, space, [first, second]
+        self.seen: list[list[Tensor]] = [[] for _ in space.cells]  # (2,) per call of the layer
+
+    @contextmanager
+    def watching(self) -> Iterator[None]:
+        handles, queries = [], {}
+
+        def keep(layer: str, module: nn.Module, args: tuple, query: Tensor) -> None:
+            queries[layer] = query
+
+        def read(layer: str, cell: int, module: nn.Module, args: tuple, key: Tensor) -> None:
+            attention = self._attention(self.unet.get_submodule(layer), queries.pop(layer), key)
+            self.seen[cell].append(attention[..., self.positions].mean((0, 1, 2)).float().cpu())
+
+        for cell, names in enumerate(self.space.cells):
+            for name in names:
+                layer = self.unet.get_submodule(name)
+                handles.append(layer.to_q.register_forward_hook(partial(keep, name)))
+                handles.append(layer.to_k.register_forward_hook(partial(read, name, cell)))
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    @staticmethod
+    def _attention(layer: nn.Module, query: Tensor, key: Tensor) -> Tensor:
+        """(B, heads, pixels, T) of the guided half."""
+        query, key = (x.chunk(2)[1].unflatten(-1, (layer.heads, -1)).transpose(1, 2) for x in (query, key))
+        return (query @ key.transpose(-1, -2) * layer.scale).softmax(-1)
+
+    def result(self) -> list[float]:
+        """Share of the first position in the attention to both, per layer cell."""
+        mean = torch.stack([torch.stack(found).mean(0) for found in self.seen])
+        return (mean[:, 0] / mean.sum(1)).tolist()
+
+
+def draw_figure(split: Split, gates: dict[str, Tensor] | None, names: Sequence[str], path: Path) -> None:
+    """Three panels: what the picture shows, the attention's share, and the encoder's gates."""
+    from matplotlib.figure import Figure
+
+    figure = Figure((11, 3.4), layout="constrained", dpi=110)
+    left, middle, right = figure.subplots(1, 3)
+    for name, color in (("family", "tab:blue"), ("color", "tab:orange")):
+        mean, low, high = (100 * np.array([m[key] for m in split.shown[name]]) for key in ("mean", "low", "high"))
+        left.plot(split.inner, mean, "o-", color=color, label=f"{name} of the second", markersize=4)
+        left.fill_between(split.inner, low, high, color=color, alpha=0.15, linewidth=0)
+    left.set(xlabel="layers with the second description, middle first", ylabel="% of pictures", ylim=(-3, 103))
+    left.legend(frameon=False)
+    layers = range(len(split.attention))
+    middle.bar(layers, [100 * share for share in split.attention], color="tab:blue")
+    middle.axhline(50, color="0.5", linewidth=1)
+    middle.set(xlabel="layer, in execution order", ylabel="% of attention on the family word", ylim=(0, 100))
+    for attribute, color in zip(ATTRIBUTES, ("tab:blue", "tab:orange"), strict=True):
+        if gates:
+            right.plot(layers, gates[attribute].mean(-1).tolist(), "o-", color=color, label=attribute, markersize=4)
+    right.set(xlabel="layer, in execution order", ylabel="learned gate", ylim=(0, 1.05))
+    if gates:
+        right.legend(frameon=False)
+    else:
+        right.text(0.5, 0.5, "no encoder", ha="center", transform=right.transAxes)
+    for axes in (middle, right):
+        axes.set_xticks(list(layers), [_short(name) for name in names], rotation=90, fontsize=7)
+    figure.savefig(path)
+
+
+def _short(name: str) -> str:
+    """ "down_blocks.1.attentions.0...." -> "down 1.0"."""
+    parts = name.split(".")
+    numbers = [part for part in parts[1:4] if part.isdigit()]
+    return f"{parts[0].removesuffix('_blocks').removesuffix('_block')} {'.'.join(numbers)}"
+
+
+def _single(prompts: PromptEncoder, words: Sequence[str]) -> list[str]:
+    """The words that are one token: only those can be exchanged in place."""
+    return [word for word in words if len(prompts.word_embedding(word)) == 1]
+
+
+def _vectors(prompts: PromptEncoder, pairs: Sequence[Sequence[str]]) -> Tensor:
+    """(B, 2, D)."""
+    return torch.stack([torch.cat([prompts.word_embedding(word) for word in pair]) for pair in pairs])
