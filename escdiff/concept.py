@@ -22,6 +22,7 @@ from escdiff.errors import UserError
 ATTRIBUTES = ("shape", "appearance")
 WHOLE = "concept"  # `<concept>` stands for all attributes
 FORMAT, VERSION = "escdiff-concept", "1"
+IMAGE_TOKENS = "image_embeds"  # in `extras`: (N, W) or (W,), what an image adapter of the U-Net attends to
 PARTS = ("vectors", "anchors", "gates", "extras")  # of the file
 
 

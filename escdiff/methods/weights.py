@@ -20,7 +20,7 @@ from escdiff.errors import UserError
 
 ADAPTER = "adapter"  # folder beside the concept's file
 LORA, IMAGE = "pytorch_lora_weights.safetensors", "ip_adapter.safetensors"
-IMAGE_TOKENS, SCALE = "image_embeds", "image_scale"  # in a concept's extras and notes
+SCALE = "image_scale"  # in a concept's notes
 NAME = "method"
 CROSS_KV = r".*\.attn2\.to_(k|v)"
 ATTENTION = r".*\.attn[12]\.to_(q|k|v|out\.0)"
@@ -41,6 +41,8 @@ class LowRank(Weights):
 
     def __init__(self, backbone: Backbone, rank: int, layers: str = CROSS_KV) -> None:
         self.unet = backbone.unet
+        if NAME in getattr(self.unet, "peft_config", {}):
+            self.unet.delete_adapters(NAME)  # of an earlier method on this backbone
         config = LoraConfig(r=rank, lora_alpha=rank, target_modules=layers, init_lora_weights="gaussian")
         self.unet.add_adapter(config, adapter_name=NAME)
 
@@ -142,7 +144,7 @@ def applied(
         yield
     finally:
         if names:
-            unet.delete_adapters([name for name in names if name in unet.peft_config])
+            unet.delete_adapters([name for name in names if name in getattr(unet, "peft_config", {})])
         if image is not None:
             backbone.pipeline().unload_ip_adapter()
 
