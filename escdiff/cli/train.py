@@ -54,11 +54,14 @@ def run(values: dict) -> None:
     """
     from escdiff.data.images import expand
     from escdiff.encoder.encoder import EncoderConfig
+    from escdiff.methods.make import find_method
     from escdiff.quiet import quiet_libraries
     from escdiff.training.encoder_module import Objective
     from escdiff.training.run import train
 
     quiet_libraries()
+    if values.get("method") and not (values["data"]["references"] or find_method(values["method"]["_target_"]).encodes):
+        raise UserError("no references given; expected data.references=DIR with pictures of one concept")
     for part, kind in (("encoder", EncoderConfig), ("loss", Objective)):
         known = {field.name for field in fields(kind)}
         for key in values[part]:

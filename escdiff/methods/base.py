@@ -42,7 +42,7 @@ class Method(nn.Module):
         few, many: how many references it takes.
         shared_stage: draw one stage per step rather than one per sample, which costs S times less text encoding.
         encodes: whether it learns an encoder from a data set before it sees a reference.
-        weights: what it changes in the U-Net, None for nothing.
+        weights: what it changes in the U-Net.
     """
 
     few, many = 1, 5
@@ -67,12 +67,12 @@ class Method(nn.Module):
         self._frozen = (backbone,)  # a tuple hides it from nn.Module
         self.space, self.num_vectors = space, vectors
         words = {WHOLE: words} if isinstance(words, str) else dict(words)
-        self.attributes, self.words = tuple(words), words
+        self.attributes = tuple(words)
         for attribute, word in words.items():
             anchor = backbone.prompts.word_embedding(word, vectors).float()
             self.register_buffer(f"anchor_{attribute}", anchor, persistent=False)
         self.templates = _templates(templates, backbone)
-        self.weights: Weights | None = None
+        self.weights: list[Weights] = []
         self.kept = nn.ParameterList()  # of the U-Net, where a method trains some of it
 
     @property
@@ -98,11 +98,19 @@ class Method(nn.Module):
 
     def use_weights(self, weights: Weights) -> None:
         """Train these weights of the U-Net along with the method's own parameters."""
-        self.weights = weights
+        self.weights.append(weights)
         self.kept.extend(weights.parameters())
 
-    def start(self, pixels: Tensor) -> None:
-        """Look at the references (N, 3, H, W) in [-1, 1] once, before the first step. Nothing by default."""
+    def start(self, pixels: Tensor, masks: Tensor | None = None) -> None:
+        """Look at the references (N, 3, H, W) in [-1, 1] once, before the first step. Nothing by default.
+
+        Args:
+            masks: (N, 1, H, W), 1 on the object; None where not all references have one.
+        """
+
+    def texts(self, prompts: Sequence[str]) -> list[str]:
+        """A data set's prompts with this method's placeholders."""
+        return list(prompts)
 
     def vectors(self, batch: Batch) -> dict[str, Tensor]:
         """Attribute -> (B|1, L|1, S|1, K, D), with gradients.
@@ -155,8 +163,8 @@ class Method(nn.Module):
     def export(self, folder: Path, notes: Mapping[str, str] | None = None) -> None:
         """Write the concept and, where weights changed, the adapter's folder beside it."""
         self.concept(notes).save(folder / CONCEPT)
-        if self.weights:
-            self.weights.save(folder / ADAPTER)
+        for weights in self.weights:
+            weights.save(folder / ADAPTER)
 
     def changed(self) -> int:
         """Number of parameters that customizing changes."""

@@ -44,8 +44,8 @@ class ESCDiffTuned(Method):
     def phrase(self) -> str:
         return "<appearance> <shape>"  # as most of the encoder's own training prompts have it
 
-    def start(self, pixels: Tensor) -> None:
-        found = [self._reader[0].encode(picture) for picture in pixels]
+    def start(self, pixels: Tensor, masks: Tensor | None = None) -> None:
+        found = [self._reader[0].encode(p, None if masks is None else masks[i]) for i, p in enumerate(pixels)]
         for attribute in ATTRIBUTES:
             mean = torch.stack([concept.vectors[attribute] for concept in found]).mean(0)
             getattr(self, f"predicted_{attribute}").copy_(mean)

@@ -63,7 +63,7 @@ class MethodModule(L.LightningModule):
         noisy = backbone.add_noise(latents, noise, timesteps)
         batch = {**batch, "noisy": noisy, "timesteps": timesteps, "stage": stage}
         vectors = method.vectors(batch)
-        grid = condition(backbone.prompts, batch["prompt"], vectors, stage)
+        grid = condition(backbone.prompts, method.texts(batch["prompt"]), vectors, stage)
         plain = self._feed.load(grid.expand(-1, method.space.num_layers, -1, -1))
         output = backbone.predict(noisy, timesteps, plain, **method.added(batch)).float()
         target = backbone.target(latents, noise, timesteps)

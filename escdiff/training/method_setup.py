@@ -22,19 +22,16 @@ PRIOR_STEPS, PRIOR_GUIDANCE, PRIOR_WEIGHT, PRIOR_COUNT = 25, 5.0, 1.0, 16
 def build(config: Any):
     """Module, data and finish for `escdiff.training.run`.
 
-    With `data.references` a concept is made of them; without, a method that has an encoder learns it from `data.root`.
+    With `data.references` a concept is made of them; without, a method that encodes learns to from `data.root`.
 
     Raises:
-        UserError: settings that no method takes, references that are no pictures or too few, a method without encoder
-            and without references.
+        UserError: settings that no method takes, or references that are no pictures or too few.
     """
     settings, source = option(config, "method"), option(config, "data.references")
     if settings is None:
         raise UserError("recipe=method given without a method; expected method=NAME, such as method=xti")
     backbone = make_backbone(config)
     method = make_method(to_plain(settings), backbone)
-    if source is None and not method.encodes:
-        raise UserError("no references given; expected data.references=DIR with pictures of one concept")
     if source is None:
         data, spent = make_learning(config, method), 0.0
     else:
@@ -67,7 +64,7 @@ def make_references(config: Any, method: Method, references: References) -> Refe
     data = ReferenceData(
         method, references, config.data.batch_size, config.seed, option(config, "data.flip", True), prior
     )
-    method.start(references.pixels)
+    method.start(references.pixels, references.masks)
     _cast(config, backbone)
     return data
 

@@ -17,6 +17,8 @@ from escdiff.data.images import expand, list_images, open_image, to_pixels
 from escdiff.errors import UserError
 from escdiff.methods import Method
 
+MASK = ".mask.png"
+
 
 @dataclass
 class References:
@@ -24,10 +26,12 @@ class References:
 
     Attributes:
         names: file names. pixels: (N, 3, H, W) in [-1, 1], centre squares at the backbone's size.
+        masks: (N, 1, H, W), 1 on the object, from `NAME.mask.png` beside each picture; None where one lacks it.
     """
 
     names: list[str]
     pixels: Tensor
+    masks: Tensor | None = None
 
     @classmethod
     def read(cls, source: str | Path, size: int, few: int = 1, many: int = 5) -> "References":
@@ -37,12 +41,16 @@ class References:
             UserError: one that is no picture, or too few or too many of them for the method.
         """
         path = expand(source)
-        files = [path] if path.is_file() else list_images(path)
+        files = [path] if path.is_file() else [f for f in list_images(path) if not f.name.endswith(MASK)]
         if not few <= len(files) <= many:
             expected = f"{few}" if few == many else f"{few} to {many}"
             what = f"{len(files)} reference picture{'s' * (len(files) != 1)} given in {path}"
             raise UserError(f"{what}; this method takes {expected}: {'add' if len(files) < few else 'remove'} some")
-        return cls([file.name for file in files], torch.stack([to_pixels(open_image(file), size) for file in files]))
+        pixels, masks = torch.stack([to_pixels(open_image(file), size) for file in files]), None
+        beside = [file.with_name(file.stem + MASK) for file in files]
+        if all(file.is_file() for file in beside):
+            masks = torch.stack([(to_pixels(open_image(file), size)[:1] > 0).float() for file in beside])
+        return cls([file.name for file in files], pixels, masks)
 
     def fingerprint(self) -> str:
         return sha256(self.pixels.numpy().tobytes()).hexdigest()[:16]
