@@ -1,8 +1,8 @@
-"""A training step of XTI, 16 prompts per sample's text, against one of Textual Inversion, one prompt.
+"""A training step of XTI, which encodes its prompt for 16 layers, against one of Textual Inversion.
 
     python benchmarks/method_step.py [--batch 8] [--threads 1] [--rounds 10]
 
-The bar: at most 1.3. All samples of a batch share one prompt, so a step encodes 16 rows against one, whatever its batch.
+The bar: at most 1.3. All samples of a batch share one prompt, so a step encodes 16 rows against one at any batch.
 """
 
 import argparse

@@ -111,8 +111,12 @@ def mix(
         sources = {"shape": shape, "appearance": appearance}
         notes = {f"{name}.{key}": note for name, source in sources.items() for key, note in source.notes.items()}
         return replace(appearance.blend(shape, share), notes=notes)
-    parts = {"shape": split(shape, how), "appearance": split(appearance, how)}
-    return Concept.combine(**parts)
+    found = Concept.combine(shape=split(shape, how), appearance=split(appearance, how))
+    for name in shape.extras.keys() & appearance.extras.keys():
+        one, two = shape.extras[name], appearance.extras[name].to(shape.extras[name])
+        # Pictures that are not taken apart: tokens of both, or the mean where there is one.
+        found.extras[name] = torch.cat([one, two]) if one.ndim > 1 else (one + two) / 2
+    return found
 
 
 def _position(how: str | float) -> float:
