@@ -101,3 +101,11 @@ def test_other_words_are_refused(p_plus, how):
 def test_different_spaces_are_refused(tiny_unet, p_plus):
     with pytest.raises(UserError, match="one backbone"):
         mix(make(p_plus, 0), make(ConditioningSpace.build(tiny_unet, "each", 2), 1))
+
+
+def test_image_tokens_of_both_or_their_mean(tiny_unet):
+    a, b = (make(ConditioningSpace.p(tiny_unet), seed) for seed in (0, 1))
+    for concept, value in ((a, 0.0), (b, 1.0)):
+        concept.extras = {"image_embeds": torch.full((3, 2), value), "one": torch.full((2,), value)}
+    mixed = mix(a, b).extras
+    assert mixed["image_embeds"].mean(1).tolist() == [0, 0, 0, 1, 1, 1] and mixed["one"].tolist() == [0.5, 0.5]

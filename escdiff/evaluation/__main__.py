@@ -101,10 +101,12 @@ def compare(
     quiet_libraries()
     make_folder(out)
     models = Models.load(backbone, encoder, oracle, True, steps, guidance)
-    root = data or f"{os.environ.get('ESCDIFF_HOME', 'outputs')}/still_life"
-    Comparison(
-        models, out, chosen, count, pictures, seed, quick, scale, root, str(encoder) if encoder else None
-    ).run(shlex.join(sys.argv))  # fmt: skip
+    root, samples = data or f"{os.environ.get('ESCDIFF_HOME', 'outputs')}/still_life", 20_000
+    if quick and not data and not Path(root).is_dir():
+        root, samples = str(out / "still_life"), 2_000  # not where a training would take them for the whole
+    own = str(encoder) if encoder else None
+    comparison = Comparison(models, out, chosen, count, pictures, seed, quick, scale, root, samples, own)
+    comparison.run(shlex.join(sys.argv))
     typer.echo(f"{out / 'comparison.md'}, {out / 'comparison.svg'}")
 
 

@@ -39,7 +39,7 @@ class Comparison:
     Attributes:
         references: how many. each: pictures per reference and task.
         scale: of all steps of optimisation and learning.
-        data: Still Life folder that encoders learn from.
+        data, samples: Still Life folder that encoders learn from, and how many pictures to render if it is missing.
         costs: contender -> what each of its concepts cost. seconds: contender -> seconds per picture.
     """
 
@@ -52,6 +52,7 @@ class Comparison:
     quick: bool = False
     scale: float = 1.0
     data: str = "outputs/still_life"
+    samples: int = 20_000
     encoder: str | None = None
     costs: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
@@ -64,8 +65,9 @@ class Comparison:
     def settings(self, name: str, *parts: Any) -> str:
         """Hash of all that a cell of a contender depends on."""
         models, contender = self.models, self.contenders[name]
-        about = asdict(contender) | {"about": ""}
-        shared = (FORMAT, __version__, self.seed, models.fingerprints, self.steps(name), sorted(about.items(), key=str))
+        about = sorted((asdict(contender) | {"about": ""}).items(), key=str)
+        weights = models.fingerprints[: 2 if contender.method in ("", "escdiff_tuned") else 1]  # with ours, or without
+        shared = (FORMAT, __version__, self.seed, weights, self.steps(name), about)
         return hashlib.sha256(repr((shared, parts)).encode()).hexdigest()[:16]
 
     def steps(self, name: str) -> tuple[int, int]:
@@ -98,7 +100,9 @@ class Comparison:
         common = {"backbone": self.models.backbone.name, "seed": self.seed, "encoder": self.encoder}
         folder, learned, costs = self.out / "methods" / name, None, []
         if learning:
-            learned = learn(contender, folder / f"learned-{self.settings(name, 'learn')}", common, learning, self.data)
+            learned = learn(
+                contender, folder / f"learned-{self.settings(name, 'learn')}", common, learning, self.data, self.samples
+            )
         if not contender.method:  # the first pass of a network is slower than all others
             self.models.encoder.encode(draw(self.factors[:1])[0])
         for i in range(self.references):
@@ -172,6 +176,7 @@ class Comparison:
                 "about": contender.about, "steps": self.steps(name)[0], "learning_steps": self.steps(name)[1],
                 "seconds": mean("seconds"), "seconds_per_picture": self.seconds[name], "bytes": mean("bytes"),
                 "shared_bytes": mean("shared"), "parameters": mean("parameters"),
+                **{key: mean(key) for key in ("density", "density_of_word") if all(key in cost for cost in costs)},
                 "scores": {f"{t}/{s}": v for t, records in done.items() for s, v in self._scores(records).items()},
             }  # fmt: skip
         return found

@@ -49,8 +49,18 @@ def report(table: Mapping[str, dict], about: Mapping[str, Any]) -> str:
         f"Made by `{about['command']}`."
     )
     parts = ["# Every method on one grid", run, "![score against customization time](comparison.svg)"]
-    parts += [_table(head, rows), *claim(table), _table(("score", *table), every), NOTE]
+    parts += [_table(head, rows), *claim(table), *density(table), _table(("score", *table), every), NOTE]
     return "\n\n".join(parts) + "\n"
+
+
+def density(table: Mapping[str, dict]) -> list[str]:
+    """How near the learned vectors are to real words, by which P+ explains its editability (arXiv 2303.09522, 4.2)."""
+    found = {name: m for name, m in table.items() if "density" in m}
+    if not found:
+        return []
+    rows = [(name, f"{m['density']:.2f}", f"{m['density_of_word']:.2f}") for name, m in found.items()]
+    head = ("negative log density among the vocabulary", "of the vectors", "of the word they started from")
+    return [_table(head, rows)]
 
 
 def claim(table: Mapping[str, dict], ours: str = "escdiff", theirs: str = "xti") -> list[str]:

@@ -15,6 +15,7 @@ class Contender:
         about: for the report. method: file of `configs/method`; "" is ESCDiff in one pass.
         steps: of optimisation per reference, with --quick and without.
         learn: of learning its encoder once, likewise; (0, 0) for methods without one.
+        lr: learning rate where the file's, made for a large U-Net, is too small for the bundled one.
         settings: keys of the method that differ from its file.
     """
 
@@ -22,6 +23,7 @@ class Contender:
     method: str = ""
     steps: tuple[int, int] = (0, 0)
     learn: tuple[int, int] = (0, 0)
+    lr: float | None = None
     settings: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -36,8 +38,8 @@ CONTENDERS = {
     "prospect": Contender("a vector per stage (paper's code: 600 steps)", "prospect", (40, 400)),
     "matte": Contender("four tokens", "matte", (40, 500)),
     "neti": Contender("a network of time and layer (paper: 1,000 steps)", "neti", (40, 500)),
-    "dreambooth": Contender("LoRA (paper: 1,000 steps, whole U-Net)", "dreambooth", (20, 300)),
-    "custom_diffusion": Contender("word, keys and values (paper: 250 steps)", "custom_diffusion", (20, 250)),
+    "dreambooth": Contender("LoRA (paper: 1,000 steps, whole U-Net)", "dreambooth", (20, 300), lr=1e-3),
+    "custom_diffusion": Contender("word, keys and values (paper: 250 steps)", "custom_diffusion", (20, 250), lr=1e-3),
     "e4t": Contender("encoder, offsets, 15 steps", "e4t", (15, 15), LEARN),
     "elite": Contender("encoder to words and patches", "elite", (0, 0), LEARN),
     "ip_adapter": Contender("image attention", "ip_adapter", (0, 0), LEARN),

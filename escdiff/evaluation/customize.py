@@ -35,7 +35,8 @@ def customize(
         encoder: ESCDiff's, for the contender without a method.
 
     Returns:
-        "seconds", "bytes" stored, "shared" bytes that serve every concept, "parameters" changed, "steps".
+        "seconds", "bytes" stored, "shared" bytes that serve every concept, "parameters" changed, "steps"; where the
+        method notes it, "density" (see `losses.density`) of its vectors, and "density_of_word".
     """
     export = folder / EXPORT
     try:
@@ -59,16 +60,17 @@ def customize(
     weights = sum(file.stat().st_size for file in (export / ADAPTER).glob("*"))
     shared = weights if "shared_weights" in notes else 0
     size = (export / CONCEPT).stat().st_size + weights - shared
-    made = {"settings": settings, **cost, "bytes": size, "shared": shared}
+    density = {key: float(notes[key]) for key in ("density", "density_of_word") if key in notes}
+    made = {"settings": settings, **cost, "bytes": size, "shared": shared, **density}
     write(folder / MARK, json.dumps(made, indent=1) + "\n")
     return made
 
 
-def learn(contender: Contender, folder: Path, common: Mapping[str, Any], steps: int, root: str) -> Path:
+def learn(contender: Contender, folder: Path, common: Mapping[str, Any], steps: int, root: str, samples: int) -> Path:
     """Learn a method's encoder on the data of ESCDiff's; goes on where it was stopped."""
     if status(folder) == "finished":
         return folder / EXPORT
-    data = {"root": root, "one_reference": 0.0, "shape_only": 0.0, "appearance_only": 0.0, "num_samples": 20_000}
+    data = {"root": root, "one_reference": 0.0, "shape_only": 0.0, "appearance_only": 0.0, "num_samples": samples}
     run(contender, folder, common, steps, data, None)
     return folder / EXPORT
 
@@ -88,12 +90,13 @@ def run(
         method["encoder"] = common.get("encoder")
     if "tuning_steps" in method and learned:
         method["tuning_steps"] = steps
+    optim = config["optim"] | ({} if contender.lr is None else {"lr": contender.lr})
     trainer = {"accelerator": "cpu", "devices": 1, "save_minutes": 5.0, "keep": 1, "log_steps": 50}
     values = {
         "recipe": "method", "seed": common["seed"], "run_dir": str(folder), "resume": True, "method": method,
         "init": str(learned) if learned else None, "backbone": SimpleNamespace(name=common["backbone"]),
         "data": SimpleNamespace(**(config["data"] | {"flip": False} | dict(data))),
-        "optim": SimpleNamespace(**config["optim"]), "loss": SimpleNamespace(**config["loss"]),
+        "optim": SimpleNamespace(**optim), "loss": SimpleNamespace(**config["loss"]),
         "trainer": SimpleNamespace(**(config["trainer"] | trainer | {"max_steps": steps})),
     }  # fmt: skip
     train(SimpleNamespace(**values))

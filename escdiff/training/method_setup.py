@@ -31,7 +31,9 @@ def build(config: Any):
     if settings is None:
         raise UserError("recipe=method given without a method; expected method=NAME, such as method=xti")
     backbone = make_backbone(config)
-    method = make_method(to_plain(settings), backbone)
+    if torch.cuda.is_available() and option(config, "trainer.accelerator", "auto") in ("auto", "gpu", "cuda"):
+        backbone.to("cuda")  # references are encoded and priors painted before Lightning moves anything
+    method = make_method(to_plain(settings), backbone).to(backbone.device)
     if source is None:
         data, spent = make_learning(config, method), 0.0
     else:
@@ -54,7 +56,6 @@ def build(config: Any):
 
 def make_references(config: Any, method: Method, references: References) -> ReferenceData:
     """The method looks at the references; the backbone paints the prior where there is one."""
-    backbone = method.backbone
     if init := option(config, "init"):
         method.load_pretrained(Path(init).expanduser())
     elif method.encodes:
@@ -65,7 +66,7 @@ def make_references(config: Any, method: Method, references: References) -> Refe
         method, references, config.data.batch_size, config.seed, option(config, "data.flip", True), prior
     )
     method.start(references.pixels, references.masks)
-    _cast(config, backbone)
+    _cast(config, method)
     return data
 
 
@@ -85,7 +86,9 @@ def make_prior(config: Any, method: Method) -> Prior | None:
 
 def make_learning(config: Any, method: Method):
     """The data set of the concept encoder, as targets that are their own references."""
-    return make_data(config, method.backbone)
+    data = make_data(config, method.backbone)
+    _cast(config, method)
+    return data
 
 
 def picture_size(backbone: Backbone) -> int:
@@ -93,7 +96,10 @@ def picture_size(backbone: Backbone) -> int:
     return backbone.unet.config.sample_size * 2 ** (len(backbone.vae.config.block_out_channels) - 1)
 
 
-def _cast(config: Any, backbone: Backbone) -> None:
+def _cast(config: Any, method: Method) -> None:
+    """The frozen weights to `backbone.dtype`; what is trained of the U-Net stays in float32."""
     dtype = DTYPES[option(config, "backbone.dtype", "float32")]
-    if backbone.dtype != dtype:
-        backbone.to(dtype=dtype)
+    if method.backbone.dtype != dtype:
+        method.backbone.to(dtype=dtype)
+    for parameter in method.kept:
+        parameter.data = parameter.data.float()

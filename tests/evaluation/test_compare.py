@@ -95,7 +95,9 @@ def test_the_table_and_the_figure(comparison):
     text = (made.out / "comparison.md").read_text()
     assert "`the command`" in text and "| xti: " in text and "100 [34, 100]" in text and "The claim" in text
     lines = [line for line in text.splitlines() if line.startswith("|")]
-    assert len({line.count("|") for line in lines}) == 2  # two tables, no ragged row
+    assert len({line.count("|") for line in lines}) == 3  # costs, densities, scores: no ragged row
+    row = next(line for line in lines if line.startswith("| xti |"))
+    assert row.split("|")[2].strip() == f"{table['xti']['density']:.2f}" and "density" not in table["elite"]
     svg = ElementTree.fromstring((made.out / "comparison.svg").read_text())
     names = [element.text for element in svg.iter("{http://www.w3.org/2000/svg}title")]
     assert names == list(table)
@@ -117,6 +119,16 @@ def test_finished_cells_are_not_made_again(comparison, monkeypatch):
     more = compare.Comparison(**options | {"references": 3, "contenders": {"escdiff": made.contenders["escdiff"]}})
     with pytest.raises(AssertionError, match="made again"):
         more.run()
+
+
+def test_another_encoder_concerns_only_who_uses_it(comparison):
+    made, _ = comparison
+    before = {name: made.settings(name) for name in made.contenders}
+    old, made.models.fingerprints = made.models.fingerprints, ("x", "other")
+    changed = {name for name in made.contenders if made.settings(name) != before[name]}
+    made.models.fingerprints = ("other", "y")
+    assert changed == {"escdiff"} and all(made.settings(name) != before[name] for name in made.contenders)
+    made.models.fingerprints = old
 
 
 def test_the_u_net_is_as_it_was(comparison, tiny_folder):

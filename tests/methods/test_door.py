@@ -9,11 +9,11 @@ import pytest
 import torch
 from PIL import Image
 
-from escdiff.backbone import load_backbone
 from escdiff.cli import compose, infer, train
 from escdiff.concept import Concept
 from escdiff.errors import UserError
 from escdiff.methods.make import find_method, make_method
+from escdiff.methods.xti import XTI
 
 NAMES = sorted(path.stem for path in (compose.configs_folder() / "method").glob("*.yaml"))
 NEW = '''
@@ -86,11 +86,8 @@ def pixels(folder):
 
 def test_infer_paints_with_concept_files_of_any_kind(fit, tiny_folder, tmp_path):
     files = {}
-    for name, options in {
-        "xti": [],
-        "matte": [],
-        "custom_diffusion": ["method.prior_weight=0", "optim.lr=0.1"],
-    }.items():
+    settings = {"xti": [], "matte": [], "custom_diffusion": ["method.prior_weight=0", "optim.lr=0.1"]}
+    for name, options in settings.items():
         files[name] = fit(name, *options, folder=name, steps=1) / "export" / "concept.safetensors"
     drawn = {name: pixels(paint(tiny_folder, tmp_path, f"concept={file}")) for name, file in files.items()}
     assert len({picture.tobytes() for picture in drawn.values()}) == 3
@@ -98,29 +95,33 @@ def test_infer_paints_with_concept_files_of_any_kind(fit, tiny_folder, tmp_path)
     bare = Concept.load(files["custom_diffusion"])
     bare.notes = {}
     bare.save(tmp_path / "bare.safetensors")
-    assert (
-        pixels(paint(tiny_folder, tmp_path, f"concept={tmp_path / 'bare.safetensors'}")) != drawn["custom_diffusion"]
-    ).any()
-    two = [f"concept=one={tmp_path / 'bare.safetensors'},two={files['custom_diffusion']}", "prompt=a <one> and a <two>"]
-    assert paint(tiny_folder, tmp_path, *two)
-    part = paint(tiny_folder, tmp_path, f"concept={files['xti']}", "prompt=a red <shape>")
-    assert Concept.load(part / "concept.safetensors").attributes == ("shape", "appearance", "concept")
+    without = pixels(paint(tiny_folder, tmp_path, f"concept={tmp_path / 'bare.safetensors'}"))
+    assert (without != drawn["custom_diffusion"]).any()
+    two = f"concept=one={tmp_path / 'bare.safetensors'},two={files['custom_diffusion']}"
+    assert paint(tiny_folder, tmp_path, two, "prompt=a <one> and a <two>")
     subset = paint(tiny_folder, tmp_path, f"concept={files['matte']}", "prompt=a <color> mug")
     assert (pixels(subset) != drawn["matte"]).any()
 
 
-def test_infer_mixes_two_concept_files(fit, tiny_folder, tmp_path):
+def test_infer_mixes_two_concept_files(tiny_backbone, tiny_folder, tmp_path):
     files = []
     for seed in (0, 1):
-        path = fit("xti", f"seed={seed}", "method.lr_one=null", "optim.lr=1", folder=str(seed)) / "export"
-        files.append(path / "concept.safetensors")
+        method = XTI(tiny_backbone)
+        torch.nn.init.normal_(method.table, generator=torch.Generator().manual_seed(seed))
+        files.append(tmp_path / f"{'ab'[seed]}.safetensors")
+        method.concept().save(files[-1])
     given = [f"shape={files[0]}", f"appearance={files[1]}", "prompt=a <concept>"]
-    mixed = paint(tiny_folder, tmp_path, *given)
     a, b = (Concept.load(file).vectors["concept"] for file in files)
-    kept = Concept.load(mixed / "concept-concept.safetensors").vectors["concept"]
+    kept = Concept.load(paint(tiny_folder, tmp_path, *given) / "a-b.safetensors").vectors["concept"]
     assert torch.equal(kept[4:9], a[4:9]) and torch.equal(kept[:4], b[:4])
-    slid = paint(tiny_folder, tmp_path, *given, "mix=1.0")
-    assert torch.equal(Concept.load(slid / "concept-concept.safetensors").vectors["concept"], a)
+    slid = Concept.load(paint(tiny_folder, tmp_path, *given, "mix=1.0") / "a-b.safetensors")
+    assert torch.equal(slid.vectors["concept"], a)
+    part = paint(tiny_folder, tmp_path, f"concept={files[0]}", "prompt=a red <shape>")
+    assert Concept.load(part / "a.safetensors").attributes == ("shape", "appearance", "concept")
+    for arguments, words in ((given[:1], "is a concept file"), ([*given, "mix=middle"], "mix=middle"),
+                             ([f"concept=x={files[0]},x={files[1]}"], "one name")):  # fmt: skip
+        with pytest.raises(UserError, match=words):
+            paint(tiny_folder, tmp_path, *arguments)
 
 
 @pytest.mark.parametrize(
@@ -191,4 +192,3 @@ def test_a_concept_for_another_backbone_is_refused(fit, tiny_folder, tmp_path):
 def test_only_methods_can_be_named(tiny_backbone):
     with pytest.raises(UserError, match="is no method"):
         make_method({"_target_": "escdiff.methods.base.placeholder"}, tiny_backbone)
-    assert load_backbone  # the doors load it themselves

@@ -100,7 +100,12 @@ def test_gradients_reach_all_that_is_learned(make, backbone, references, name):
         assert all(p.grad is None for p in part.parameters() if id(p) not in own)
 
 
-@pytest.mark.parametrize(("name", "steps"), [("ip_adapter", 0), ("elite", 0), ("e4t", 2)])
+SLOW = pytest.mark.slow
+
+
+@pytest.mark.parametrize(
+    ("name", "steps"), [pytest.param("ip_adapter", 0, marks=SLOW), pytest.param("elite", 0, marks=SLOW), ("e4t", 2)]
+)
 def test_learn_then_customize_then_paint(fit, towers, world, tiny_folder, references, name, steps):
     tower = [f"method.image_encoder={towers[1]}"] if name == "ip_adapter" else [f"method.vision={towers[0]}"]
     tower += ["method.tuning_steps=2"] if name == "e4t" else []

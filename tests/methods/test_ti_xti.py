@@ -86,3 +86,13 @@ def test_a_stopped_run_goes_on_exactly(fit, monkeypatch):
     monkeypatch.setattr(run, "make_trainer", real)
     parts = load_file(fit("xti", steps=4, folder="parts") / "export" / "concept.safetensors")
     assert all(torch.equal(parts[key], value) for key, value in straight.items())
+
+
+def test_a_step_encodes_its_prompt_once_per_layer(backbone, references):
+    """What keeps a P+ step near the cost of a step of TI: rows of the text encoder, not time."""
+    rows = []
+    hook = backbone.text_encoder.register_forward_pre_hook(lambda module, args: rows.append(len(args[0])))
+    for kind in (TI, XTI):
+        step_of(kind(backbone), references, batch_size=8)
+    hook.remove()
+    assert rows == [1, 16]
