@@ -106,7 +106,7 @@ def compare(
         root, samples = str(out / "still_life"), 2_000  # not where a training would take them for the whole
     own = str(encoder) if encoder else None
     comparison = Comparison(models, out, chosen, count, pictures, seed, quick, scale, root, samples, own)
-    comparison.run(shlex.join(sys.argv))
+    comparison.run(f"python -m escdiff.evaluation {shlex.join(sys.argv[1:])}")
     typer.echo(f"{out / 'comparison.md'}, {out / 'comparison.svg'}")
 
 

@@ -1,10 +1,12 @@
 """The comparison on tiny parts: every kind of contender, resuming, the table, its figure and its claim."""
 
+import copy
 import json
 from dataclasses import replace
 from xml.etree import ElementTree
 
 import pytest
+import tiny
 import torch
 from transformers import CLIPVisionConfig, CLIPVisionModel
 from typer.testing import CliRunner
@@ -19,6 +21,7 @@ from escdiff.evaluation import compare, contest, scores
 from escdiff.evaluation.compare_report import GROUPS, claim, figure, report
 from escdiff.evaluation.contenders import CONTENDERS, choose
 from escdiff.evaluation.models import Models
+from escdiff.training import method_setup
 
 TOWER = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 4, "num_attention_heads": 2,
          "image_size": 32, "patch_size": 16}  # fmt: skip
@@ -35,7 +38,7 @@ class Truthful(Models):
 
 
 @pytest.fixture(scope="module")
-def comparison(tmp_path_factory, tiny_folder):
+def comparison(tmp_path_factory, tiny_folder, tiny_backbone):
     """One run over four kinds: one pass, words, weights, an encoder of its own."""
     root = tmp_path_factory.mktemp("compare")
     torch.manual_seed(0)
@@ -61,7 +64,12 @@ def comparison(tmp_path_factory, tiny_folder):
         models.asked = real(*arguments)
         return models.asked
 
+    def fresh(config):
+        unet, parts = copy.deepcopy(tiny_backbone.unet), ("vae", "text_encoder", "tokenizer", "scheduler")
+        return tiny.make_backbone(unet=unet, name=backbone.name, **{p: getattr(tiny_backbone, p) for p in parts})
+
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(method_setup, "make_backbone", fresh)
         patch.setattr(contest, "asks", remember)
         patch.setattr("escdiff.evaluation.customize.yaml.safe_load", small_batches)
         yield made, made.run("the command")

@@ -1,11 +1,14 @@
 """A tiny backbone of one's own, references on disk, and a run of the loop."""
 
+import copy
+
 import numpy as np
 import pytest
+import tiny
 from PIL import Image
 
-from escdiff.backbone import load_backbone
 from escdiff.cli import train
+from escdiff.training import method_setup
 
 
 @pytest.fixture(scope="session")
@@ -19,13 +22,23 @@ def references(tmp_path_factory):
 
 
 @pytest.fixture
-def backbone(tiny_folder):
-    """Fresh, since some methods change its U-Net."""
-    return load_backbone(str(tiny_folder))
+def fresh(tiny_backbone):
+    """Makes backbones with a U-Net of their own, since some methods change it; the other parts are shared."""
+
+    def make():
+        shared = {part: getattr(tiny_backbone, part) for part in ("vae", "text_encoder", "tokenizer", "scheduler")}
+        return tiny.make_backbone(unet=copy.deepcopy(tiny_backbone.unet), name=tiny_backbone.name, **shared)
+
+    return make
 
 
 @pytest.fixture
-def fit(tiny_folder, references, tmp_path):
+def backbone(fresh):
+    return fresh()
+
+
+@pytest.fixture
+def door(tiny_folder, references, tmp_path):
     """Run `python train.py method=NAME data.references=...` in this process; gives the run's folder."""
 
     def run(name, *arguments, steps=2, source=references, folder="run"):
@@ -37,3 +50,11 @@ def fit(tiny_folder, references, tmp_path):
         return tmp_path / folder
 
     return run
+
+
+@pytest.fixture
+def fit(door, fresh, monkeypatch):
+    """As `door`, but the backbone is not read from disk each time."""
+    monkeypatch.setattr(method_setup, "make_backbone", lambda config: fresh())
+    monkeypatch.setattr(method_setup, "PRIOR_STEPS", 2)
+    return door

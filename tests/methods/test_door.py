@@ -53,7 +53,7 @@ def test_every_method_composes_and_its_keys_are_its_class_arguments(name):
     assert "arXiv" in source[:400] or name == "escdiff_tuned"
 
 
-def test_a_new_method_is_one_file_and_one_yaml(fit, monkeypatch, tmp_path, tiny_folder):
+def test_a_new_method_is_one_file_and_one_yaml(door, monkeypatch, tmp_path, tiny_folder):
     import escdiff.methods
 
     (tmp_path / "rooms").mkdir()
@@ -67,7 +67,7 @@ def test_a_new_method_is_one_file_and_one_yaml(fit, monkeypatch, tmp_path, tiny_
     for module in (compose, train):
         monkeypatch.setattr(module, "configs_folder", lambda: tmp_path / "configs")
     try:
-        concept = Concept.load(fit("halves", "method.init=dog") / "export" / "concept.safetensors")
+        concept = Concept.load(door("halves", "method.init=dog") / "export" / "concept.safetensors")
     finally:
         sys.modules.pop("escdiff.methods.halves", None)
     assert concept.vectors["concept"].shape == (1, 2, 1, 32) and concept.notes["method"] == "Halves"
@@ -76,7 +76,7 @@ def test_a_new_method_is_one_file_and_one_yaml(fit, monkeypatch, tmp_path, tiny_
 
 
 def paint(tiny_folder, tmp_path, *arguments):
-    common = [f"backbone.name={tiny_folder}", "steps=2", "num_images=1", f"out={tmp_path / 'pictures'}"]
+    common = [f"backbone.name={tiny_folder}", "steps=1", "num_images=1", f"out={tmp_path / 'pictures'}"]
     return infer.run(compose.compose("infer", [*common, *arguments], infer.TEXTS))
 
 

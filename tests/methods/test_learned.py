@@ -8,7 +8,6 @@ from method_step import step_of
 from transformers import CLIPImageProcessor, CLIPVisionConfig, CLIPVisionModel, CLIPVisionModelWithProjection
 
 from data_prep.still_life import StillLifeOptions, make_still_life
-from escdiff.backbone import load_backbone
 from escdiff.concept import Concept
 from escdiff.data.images import to_pil
 from escdiff.errors import UserError
@@ -53,7 +52,7 @@ def make(backbone, towers):
     return lambda name: kinds[name]()
 
 
-def test_ip_adapter_is_diffusers_own_pipeline(make, backbone, tiny_folder, towers, references, tmp_path):
+def test_ip_adapter_is_diffusers_own_pipeline(make, fresh, tiny_folder, towers, references, tmp_path):
     method = make("ip_adapter")
     for parameter in method.kept:
         torch.nn.init.normal_(parameter, std=0.3)
@@ -72,7 +71,7 @@ def test_ip_adapter_is_diffusers_own_pipeline(make, backbone, tiny_folder, tower
     expected = theirs("a photo of a object", ip_adapter_image=to_pil(picture[0]), generator=seed(), **arguments).images[
         0
     ]
-    ours, concept = load_backbone(str(tiny_folder)), Concept.load(tmp_path / "concept.safetensors")
+    ours, concept = fresh(), Concept.load(tmp_path / "concept.safetensors")
     with applied(ours, [concept], [tmp_path]):
         alone, several = (
             generate(ours, ["a photo of a <concept>"] * n, concept, steps=2, guidance=4.0, seeds=[3, 4][:n])
@@ -83,8 +82,7 @@ def test_ip_adapter_is_diffusers_own_pipeline(make, backbone, tiny_folder, tower
     assert np.abs(difference).max() <= 1
     assert concept.notes["shared_weights"] == "yes"
     plain = generate(ours, ["a photo of a object"], steps=2, guidance=4.0, seeds=[3])[0]
-    stock = load_backbone(str(tiny_folder))
-    again = generate(stock, ["a photo of a object"], steps=2, guidance=4.0, seeds=[3])[0]
+    again = generate(fresh(), ["a photo of a object"], steps=2, guidance=4.0, seeds=[3])[0]
     assert np.array_equal(np.asarray(plain), np.asarray(again))  # gone without a trace
     assert not np.array_equal(np.asarray(plain), np.asarray(expected))
 
@@ -106,7 +104,7 @@ SLOW = pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "steps"), [pytest.param("ip_adapter", 0, marks=SLOW), pytest.param("elite", 0, marks=SLOW), ("e4t", 2)]
 )
-def test_learn_then_customize_then_paint(fit, towers, world, tiny_folder, references, name, steps):
+def test_learn_then_customize_then_paint(fit, towers, world, backbone, references, name, steps):
     tower = [f"method.image_encoder={towers[1]}"] if name == "ip_adapter" else [f"method.vision={towers[0]}"]
     tower += ["method.tuning_steps=2"] if name == "e4t" else []
     learned = fit(name, *tower, f"data.root={world}", "data.batch_size=4", source=None, folder="learned") / "export"
@@ -115,7 +113,6 @@ def test_learn_then_customize_then_paint(fit, towers, world, tiny_folder, refere
     made = fit(name, *tower, f"init={learned}", steps=9, source=source, folder="made") / "export"
     concept = Concept.load(made / "concept.safetensors")
     assert concept.notes["steps"] == str(steps) and (concept.notes["parameters"] == "0") == (steps == 0)
-    backbone = load_backbone(str(tiny_folder))
     with applied(backbone, [concept], [made]):
         picture = generate(backbone, ["a <concept>"], concept, steps=1)[0]
     other = fit(name, *tower, f"init={learned}", source=references / "b.png", folder="other") / "export"

@@ -7,13 +7,13 @@ import pytest
 import torch
 from method_step import step_of
 
-from escdiff.backbone import load_backbone
 from escdiff.concept import Concept
 from escdiff.errors import UserError
 from escdiff.methods.custom_diffusion import CustomDiffusion, changes_of, merge, merge_adapters
 from escdiff.methods.dreambooth import DreamBooth
 from escdiff.methods.escdiff_tuned import ESCDiffTuned
 from escdiff.methods.weights import applied
+from escdiff.training import method_setup
 from escdiff.training.method_setup import make_prior
 
 
@@ -47,7 +47,8 @@ def test_the_rare_word_stands_before_the_class(backbone):
     assert torch.equal(custom.concept().vectors["concept"][0, 0, 1], backbone.prompts.word_embedding("mug")[0])
 
 
-def test_the_prior_is_the_untouched_backbones_and_weighs_as_said(backbone, references):
+def test_the_prior_is_the_untouched_backbones_and_weighs_as_said(backbone, references, monkeypatch):
+    monkeypatch.setattr(method_setup, "PRIOR_STEPS", 2)
     config = SimpleNamespace(seed=0, method=SimpleNamespace(prior_count=2, prior_weight=0.5), data=SimpleNamespace())
     assert make_prior(config, DreamBooth(backbone, prior_weight=0.0)) is None
     method = CustomDiffusion(backbone)
@@ -65,11 +66,10 @@ def test_the_prior_is_the_untouched_backbones_and_weighs_as_said(backbone, refer
 
 
 @pytest.mark.parametrize("name", ["dreambooth", "custom_diffusion"])
-def test_adapter_folder_round_trip(fit, tiny_folder, name):
+def test_adapter_folder_round_trip(fit, backbone, name):
     folder = fit(name, "method.prior_count=1", "optim.lr=0.1", steps=2) / "export"
     concept = Concept.load(folder / "concept.safetensors")
     assert (folder / "adapter").is_dir() and concept.notes["adapter"] == "adapter"
-    backbone = load_backbone(str(tiny_folder))
     stock = output(backbone)
     with applied(backbone, [concept], [folder]):
         changed = output(backbone)
@@ -136,7 +136,7 @@ def encoder(tmp_path_factory, tiny_backbone):
     return root / "encoder"
 
 
-def test_tuning_starts_from_the_encoders_prediction(fit, encoder, tiny_folder, references):
+def test_tuning_starts_from_the_encoders_prediction(fit, encoder, backbone, references):
     from escdiff.data.images import open_image, to_pixels
     from escdiff.encoder import ConceptEncoder
 
@@ -146,7 +146,7 @@ def test_tuning_starts_from_the_encoders_prediction(fit, encoder, tiny_folder, r
         folder = fit("escdiff_tuned", f"method.encoder={encoder}", steps=steps, source=source, folder=f"run{steps}")
         concepts[steps] = Concept.load(folder / "export" / "concept.safetensors")
         assert concepts[steps].notes["steps"] == str(steps)
-    reader = ConceptEncoder.from_pretrained(encoder, load_backbone(str(tiny_folder)))
+    reader = ConceptEncoder.from_pretrained(encoder, backbone)
     expected = reader.encode(to_pixels(open_image(source), 128))
     for attribute in ("shape", "appearance"):
         assert torch.equal(concepts[0].vectors[attribute], expected.vectors[attribute])
