@@ -84,10 +84,10 @@ class Comparison:
             path.parent.mkdir(parents=True, exist_ok=True)
             if not path.is_file():
                 picture.save(path)
-        total = len(self.contenders) * (self.references + self.references * self.each * len(contest.TASKS))
-        with sample_progress("compare", total) as advance:
-            for name in self.contenders:
-                self.costs[name] = self.customize(name, advance)
+        pictures = self.references * self.each * len(contest.TASKS)
+        for name in self.contenders:
+            self.costs[name] = self.customize(name)
+            with sample_progress(f"painting with {name}", pictures) as advance:
                 self.records[name] = {task: self.paint(name, task, advance) for task in contest.TASKS}
         table = self.table()
         about = self.about(command)
@@ -95,7 +95,8 @@ class Comparison:
         write_comparison(self.out, table, about)
         return table
 
-    def customize(self, name: str, advance) -> list[dict[str, Any]]:
+    def customize(self, name: str) -> list[dict[str, Any]]:
+        """The concepts of all references; the training shows its own progress."""
         contender, (steps, learning) = self.contenders[name], self.steps(name)
         common = {"backbone": self.models.backbone.name, "seed": self.seed, "encoder": self.encoder}
         folder, learned, costs = self.out / "methods" / name, None, []
@@ -110,7 +111,6 @@ class Comparison:
             # Another setting is another folder, so that no run resumes a different one.
             place, picture = folder / f"{i:02d}-{own}", self.out / "references" / f"{i:02d}.png"
             costs.append(customize(contender, picture, place, own, common, steps, learned, self.models.encoder))
-            advance(1)
         return costs
 
     def place(self, name: str, i: int) -> Path:
