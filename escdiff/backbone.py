@@ -141,10 +141,13 @@ class Backbone:
             return self.noise_schedule.get_velocity(latents, noise, timesteps)
         return noise if kind == "epsilon" else latents
 
-    def predict(self, noisy: Tensor, timesteps: Tensor, conditioning: Tensor) -> Tensor:
-        """The U-Net's output (B, C, h, w). `conditioning` is (B, T, D), or packed (B, L*T, D) while bound."""
+    def predict(self, noisy: Tensor, timesteps: Tensor, conditioning: Tensor, **added) -> Tensor:
+        """The U-Net's output (B, C, h, w). `conditioning` is (B, T, D), or packed (B, L*T, D) while bound.
+
+        `added` goes to the U-Net as it is, such as the `added_cond_kwargs` of an image adapter.
+        """
         noisy, conditioning = (x.to(self.device, self.dtype) for x in (noisy, conditioning))
-        return self.unet(noisy, timesteps.to(self.device), encoder_hidden_states=conditioning).sample
+        return self.unet(noisy, timesteps.to(self.device), encoder_hidden_states=conditioning, **added).sample
 
     def pipeline(self) -> StableDiffusionPipeline:
         """The stock pipeline over the same modules, with a scheduler of its own and no safety checker."""

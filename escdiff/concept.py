@@ -22,6 +22,8 @@ from escdiff.errors import UserError
 ATTRIBUTES = ("shape", "appearance")
 WHOLE = "concept"  # `<concept>` stands for all attributes
 FORMAT, VERSION = "escdiff-concept", "1"
+IMAGE_TOKENS = "image_embeds"  # in `extras`: (N, W) or (W,), what an image adapter of the U-Net attends to
+PARTS = ("vectors", "anchors", "gates", "extras")  # of the file
 
 
 def placeholder(attribute: str) -> str:
@@ -42,6 +44,7 @@ class Concept:
         license: of the reference image, if known.
         gates: attribute -> (L, S) in [0, 1], how much of it each cell takes (already applied to the vectors).
         notes: free strings, such as the method's name.
+        extras: tensors that the U-Net takes besides words, such as the image tokens of an adapter.
 
     Raises:
         UserError: shapes that do not fit the space or each other, or values that are not finite.
@@ -55,6 +58,7 @@ class Concept:
     license: str = ""
     gates: dict[str, Tensor] = field(default_factory=dict)
     notes: dict[str, str] = field(default_factory=dict)
+    extras: dict[str, Tensor] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         order = [name for name in ATTRIBUTES if name in self.vectors]
@@ -75,6 +79,8 @@ class Concept:
                 )
             if not torch.isfinite(vectors).all():
                 raise UserError(f"the vectors of {name!r} are not finite numbers: make the concept again")
+        if any(not torch.isfinite(value).all() for value in self.extras.values()):
+            raise UserError("the concept's extras are not finite numbers: make the concept again")
 
     @property
     def attributes(self) -> tuple[str, ...]:
@@ -140,7 +146,8 @@ class Concept:
             for key, value in parts.items():
                 value |= getattr(source.only(name), key)
         notes = {f"{name}.{key}": note for name, c in sources.items() for key, note in c.notes.items()}
-        return replace(first, **parts, notes=notes, license=_join_licenses(*sources.values()))
+        extras = {key: value for source in sources.values() for key, value in source.extras.items()}
+        return replace(first, **parts, notes=notes, extras=extras, license=_join_licenses(*sources.values()))
 
     def blend(self, other: "Concept", weight: float | Tensor) -> "Concept":
         """This concept at weight 0, the other at 1, linear between.
@@ -206,7 +213,7 @@ class Concept:
         """Write the concept's file; a file in its place is replaced at once or not at all."""
         tensors = {
             f"{key}.{name}": value.detach().cpu().contiguous().clone()
-            for key in ("vectors", "anchors", "gates")
+            for key in PARTS
             for name, value in getattr(self, key).items()
         }
         metadata = {
@@ -242,7 +249,7 @@ class Concept:
             found = f"{metadata.get('format')!r} version {metadata.get('version')!r}"
             raise UserError(f"'{path}' holds {found}, expected {FORMAT!r} version {VERSION!r}: give a concept file")
         try:
-            parts = {key: {} for key in ("vectors", "anchors", "gates")}
+            parts = {key: {} for key in PARTS}
             for key, tensor in tensors.items():
                 kind, name = key.split(".", 1)
                 parts[kind][name] = tensor

@@ -7,9 +7,10 @@ from PIL import Image
 from torch import Tensor
 
 from escdiff.backbone import Backbone
-from escdiff.concept import Concept
+from escdiff.concept import IMAGE_TOKENS, Concept
 from escdiff.conditioning import ConditioningSpace, bind
 from escdiff.conditioning.grid import expand, pack, select
+from escdiff.errors import UserError
 
 
 class StageSwap:
@@ -57,7 +58,9 @@ def generate(
     """
     if isinstance(concept, Concept):
         concept = [concept]
+    image = None
     if concept and not isinstance(concept, Mapping):
+        image = image_tokens(concept, len(prompts))
         space, concept = concept[0].space, stack(concept, backbone)
     vectors, space = dict(concept or {}), space or backbone.p_plus()
     seeds = list(range(len(prompts))) if seeds is None else list(seeds)
@@ -78,6 +81,10 @@ def generate(
                 on_step(len(swap.grid))
             return swap(pipe, step, timestep, values) if space.num_stages > 1 else values
 
+        added = {}
+        if image is not None:  # the unconditional half sees no picture
+            shown = image[part].to(backbone.device, backbone.dtype)
+            added["ip_adapter_image_embeds"] = [torch.cat([torch.zeros_like(shown), shown]) if guidance > 1 else shown]
         start = torch.tensor(backbone.scheduler.config.num_train_timesteps - 1)
         with bind(backbone.unet, space):
             out = pipeline(
@@ -85,7 +92,7 @@ def generate(
                 negative_prompt_embeds=pack(select(negative, space.stage_of(start.expand(len(negative))))),
                 num_inference_steps=steps, guidance_scale=guidance, callback_on_step_end=after_step,
                 callback_on_step_end_tensor_inputs=["prompt_embeds"],
-                generator=[torch.Generator("cpu").manual_seed(int(seed)) for seed in seeds[part]],
+                generator=[torch.Generator("cpu").manual_seed(int(seed)) for seed in seeds[part]], **added,
             )  # fmt: skip
         pictures += out.images
     return pictures
@@ -97,10 +104,26 @@ def stack(concepts: Sequence[Concept], backbone: Backbone) -> dict[str, Tensor]:
     Raises:
         UserError: one of them is for another backbone or space.
     """
-    space = concepts[0].space
-    expected = backbone.p_plus() if space.num_stages == 1 else space
+    space, expected = concepts[0].space, backbone.p_plus()
+    if set(space.layer_names) == set(expected.layer_names):
+        expected = space  # any partition of this backbone's layers will do, but one for all
     for concept in {id(concept): concept for concept in concepts}.values():
         concept.check_fits(expected, backbone.width, backbone.text_hash)
     parts = [concept.placeholders() for concept in concepts]
     shared = [name for name in parts[0] if all(name in part for part in parts)]
     return {name: torch.cat([part[name] for part in parts]) for name in shared}
+
+
+def image_tokens(concepts: Sequence[Concept], count: int) -> Tensor | None:
+    """(count, 1, N, W) or (count, 1, W) of concepts with image tokens, for the U-Net's image adapter; None without.
+
+    Raises:
+        UserError: some of them have image tokens and others have none.
+    """
+    found = [concept.extras.get(IMAGE_TOKENS) for concept in concepts]
+    if all(tokens is None for tokens in found):
+        return None
+    if any(tokens is None for tokens in found):
+        raise UserError("some of the concepts have image tokens and some have none; paint them one after the other")
+    tokens = torch.stack(found)[:, None].float()
+    return tokens.expand(count, *tokens.shape[1:]) if len(tokens) == 1 else tokens

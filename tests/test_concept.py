@@ -38,6 +38,14 @@ def assert_same(a, b):
     assert a.attributes == b.attributes
 
 
+def test_extras_are_kept_and_checked(tmp_path):
+    concept = make(extras={"image_embeds": torch.randn(4, 6)})
+    concept.save(tmp_path / "c.safetensors")
+    assert torch.equal(Concept.load(tmp_path / "c.safetensors").extras["image_embeds"], concept.extras["image_embeds"])
+    with pytest.raises(UserError, match="extras"):
+        make(extras={"image_embeds": torch.full((2,), float("nan"))})
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 def test_save_then_load_is_identical(tmp_path, dtype):
     concept = make(license="CC0-1.0", notes={"method": "xti", "größe": "ß"})

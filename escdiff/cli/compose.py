@@ -5,19 +5,13 @@ import os
 import re
 import sys
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 from escdiff.cli.arguments import put_back, set_aside
 from escdiff.errors import UserError
+from escdiff.places import configs_folder
 
 os.environ.setdefault("HYDRA_FULL_ERROR", "1")
 OVERRIDING = ("experiment", "debug")  # groups that set keys of the others and add none
-
-
-def configs_folder() -> Path:
-    """`configs/`: inside an installed wheel, beside the package in a checkout."""
-    package = Path(__file__).parents[1]
-    return package / "configs" if (package / "configs").is_dir() else package.parent / "configs"
 
 
 def compose(name: str, overrides: Sequence[str], text_keys: Sequence[str] = ()) -> dict:

@@ -23,6 +23,8 @@ HELP = """Customize from one picture, in one forward pass.
   python infer.py shape=a.png appearance=b.jpg prompt="a photo of a <shape> made of <appearance> on a blue background"
   python infer.py appearance=b.jpg prompt="a photo of a <appearance> mug" num_images=8 seed=3
   python infer.py concept=outputs/infer/mug.safetensors strength.appearance=0.5
+  python infer.py concept=mug=FILE,dog=FILE prompt="a photo of a <mug> and a <dog>"
+  python infer.py shape=mug.safetensors appearance=dog.safetensors mix=hand      concept files of one method; or mix=0.4
   python infer.py backbone=sd15 encoder=DIR shape=a.png      another backbone, with the encoder trained for it
 
 Writes grid.png, the pictures, the concept files (*.safetensors) and run.json into out=DIR.
@@ -54,31 +56,44 @@ def run(config: dict) -> Path:
     Raises:
         UserError: anything that the user can mend.
     """
+    from escdiff.cli.files import load_concepts, uses_files
     from escdiff.cli.overview import COLUMNS, requests
     from escdiff.cli.results import write_results
     from escdiff.data.images import open_image
+    from escdiff.methods.weights import applied
 
     check(config)
-    sources, seconds = choose_sources(config), Seconds()
+    files, seconds = uses_files(config), Seconds()
+    sources = [] if files else choose_sources(config)
     with seconds.phase("read"):
         pictures = {source: open_image(source) for source in sources}
+        concepts, weights = load_concepts(config) if files else ({}, ([], []))  # and those that bring weights along
     with seconds.phase("load"):
-        backbone, encoder = load_models(config)
+        backbone, encoder = load_models(config, not files)
     with seconds.phase("encode"):
-        concepts = make_concepts(config, pictures, encoder)
+        concepts = concepts or make_concepts(config, pictures, encoder)
         ready = [strengthen(concept, config["strength"]) for concept in concepts.values()]
     if is_overview(config):
         cells = requests(ready)
         seeds = [config["seed"]] * len(cells)  # the same noise, so that a difference is the concept's
     else:
-        prompt = config["prompt"] or PROMPTS.get(ready[0].attributes, "a photo of a <concept>")
-        check_prompt(prompt, ready[0].attributes, [key for key in ("shape", "appearance") if config[key]])
+        prompt = config["prompt"] or PROMPTS.get(ready[0].attributes) or plain_prompt(ready[0].attributes)
+        check_prompt(
+            prompt, ready[0].attributes, [] if files else [key for key in ("shape", "appearance") if config[key]]
+        )
         cells = [(prompt, ready[0])] * config["num_images"]
         seeds = range(config["seed"], config["seed"] + len(cells))
-    with seconds.phase("paint"):
+    with seconds.phase("paint"), applied(backbone, *weights):
         painted = paint(backbone, cells, seeds, config)
+    if any("adapter" in concept.notes for concept in weights[0]):
+        concepts = {}  # a copy without its weights would be of no use
     columns = COLUMNS if is_overview(config) else ()
     return write_results(config, pictures, concepts, [prompt for prompt, _ in cells], painted, columns, seconds)
+
+
+def plain_prompt(attributes: Sequence[str]) -> str:
+    """All that a concept has, in one phrase."""
+    return "a photo of a " + ("<concept>" if len(attributes) > 1 else f"<{attributes[0]}>")
 
 
 def is_overview(config: dict) -> bool:
@@ -95,8 +110,8 @@ def choose_sources(config: dict) -> list[str]:
     return list(dict.fromkeys(config[key] for key in ("shape", "appearance") if config[key]))
 
 
-def load_models(config: dict):
-    """(backbone, encoder); no encoder when a concept file stands for it."""
+def load_models(config: dict, with_encoder: bool = True):
+    """(backbone, encoder); no encoder when concept files stand for it."""
     import torch
 
     from escdiff.backbone import load_backbone
@@ -107,7 +122,7 @@ def load_models(config: dict):
     settings, device = config["backbone"], pick_device(config["device"])
     options = {"dtype": getattr(torch, settings["dtype"]), "trust_pickle": settings["trust_pickle"]}
     backbone = load_backbone(settings["name"], device=device, **options)
-    if config["concept"]:
+    if not with_encoder:
         return backbone, None
     return backbone, ConceptEncoder.from_pretrained(config["encoder"], backbone).to(device)
 
@@ -116,8 +131,6 @@ def make_concepts(config: dict, pictures: Mapping, encoder) -> dict:
     """File stem -> concept: every reference's own for the overview, else the one asked for."""
     from escdiff.concept import Concept
 
-    if config["concept"]:
-        return {Path(config["concept"]).stem: Concept.load(config["concept"])}
     read = {source: encoder.encode(picture, note=Path(source).name) for source, picture in pictures.items()}
     if is_overview(config):
         return {Path(source).stem: concept for source, concept in read.items()}

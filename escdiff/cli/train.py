@@ -1,8 +1,10 @@
 """`python train.py`: compose a configuration and train."""
 
+import hashlib
 import sys
 from collections.abc import Sequence
 from dataclasses import fields
+from pathlib import Path
 from types import SimpleNamespace
 
 from escdiff.cli.compose import (
@@ -16,16 +18,17 @@ from escdiff.cli.compose import (
 )
 from escdiff.errors import UserError
 
-TEXTS = ("data.root", "data.shards", "run_dir", "run_id", "export", "init", "backbone.name")
+TEXTS = ("data.root", "data.shards", "data.references", "run_dir", "run_id", "export", "init", "backbone.name")
 SWEEP = {"-m", "--multirun"}
-GROUPS = ("experiment", "backbone", "encoder", "space", "data", "loss", "trainer", "logger", "debug")
-HELP = """Train the concept encoder, or a part of the bundled model.
+GROUPS = ("experiment", "backbone", "encoder", "space", "data", "loss", "trainer", "logger", "method", "debug")
+HELP = """Train the concept encoder, a part of the bundled model, or make a concept by one of the field's methods.
 
   python train.py                                    the encoder for the bundled model, on Still Life
   python train.py experiment=mini/unet               a part of the bundled model: clip, vae, unet, oracle, encoder
   python train.py backbone=sd15 data.shards=DIR      the encoder for Stable Diffusion 1.5, on your shards
   python train.py trainer=ddp trainer.devices=8      on eight GPUs; torchrun and SLURM: configs/trainer/multinode.yaml
   python train.py optim.lr=1e-4 trainer.max_steps=50 any key below, with dots
+  python train.py method=xti data.references=DIR     a concept from 1 to 5 pictures, for `python infer.py concept=FILE`
   python train.py -m encoder.gates=learned,hand,none a sweep; finished cells are skipped
 
 A run that was stopped goes on from its newest checkpoint when the same command is given again.
@@ -51,11 +54,14 @@ def run(values: dict) -> None:
     """
     from escdiff.data.images import expand
     from escdiff.encoder.encoder import EncoderConfig
+    from escdiff.methods.make import find_method
     from escdiff.quiet import quiet_libraries
     from escdiff.training.encoder_module import Objective
     from escdiff.training.run import train
 
     quiet_libraries()
+    if values.get("method") and not (values["data"]["references"] or find_method(values["method"]["_target_"]).encodes):
+        raise UserError("no references given; expected data.references=DIR with pictures of one concept")
     for part, kind in (("encoder", EncoderConfig), ("loss", Objective)):
         known = {field.name for field in fields(kind)}
         for key in values[part]:
@@ -65,6 +71,8 @@ def run(values: dict) -> None:
         if not expand(shards).is_dir():
             raise UserError(f"data.shards={shards} is no folder; expected webdataset shards with their index in one")
         values["data"]["root"] = shards
+    elif values["data"]["references"]:
+        pass  # pictures of the user's own; no data set is read
     elif values["backbone"]["name"] != "mini" and values["data"]["root"] == values["data"]["still_life"]:
         what = f"backbone {values['backbone']['name']} with the pictures of the bundled model"
         raise UserError(f"{what} given; expected data.shards=DIR with your own (see `python -m data_prep --help`)")
@@ -97,11 +105,26 @@ def sweep(argv: Sequence[str]) -> None:
     run_cell()
 
 
+def name_run(values: dict, argv: Sequence[str]) -> None:
+    """Runs with other references get another folder, unless the command names one."""
+    given = {argument.split("=")[0] for argument in argv}
+    if values["data"]["references"] and not given & {"run_id", "run_dir"}:
+        values["run_id"] += "-" + short_name(values["data"]["references"])
+        values["run_dir"] = str(Path(values["run_dir"]).with_name(values["run_id"]))
+
+
+def short_name(path: str) -> str:
+    """A short name for a path that others of the same last part do not share."""
+    full = Path(path).expanduser().absolute()
+    return f"{full.stem}-{hashlib.sha256(str(full).encode()).hexdigest()[:6]}"
+
+
 def _main(argv: list[str]) -> None:
     if SWEEP & set(argv):
         sweep(argv)
         return
     values = compose("train", argv, TEXTS)
+    name_run(values, argv)
     reject_unknown("train", values, argv, but=("encoder.", "loss."))  # their own classes judge those, see `run`
     run(values)
 

@@ -77,9 +77,16 @@ def narrow(conditioning: Tensor, cell: int, num_layers: int, tokens: int = TOKEN
 def narrow_inputs(
     module: nn.Module, args: tuple, kwargs: dict, narrow: Callable[[Tensor], Tensor]
 ) -> tuple[tuple, dict]:
-    """Forward pre-hook of an attention layer; `encoder_hidden_states` is its second argument or a keyword."""
+    """Forward pre-hook of an attention layer; `encoder_hidden_states` is its second argument or a keyword.
+
+    With an image adapter the states are a pair of the text's and the image's; the text's are narrowed.
+    """
+
+    def own(states):
+        return (narrow(states[0]), *states[1:]) if isinstance(states, tuple) else narrow(states)
+
     if len(args) > 1 and args[1] is not None:
-        args = (args[0], narrow(args[1]), *args[2:])
+        args = (args[0], own(args[1]), *args[2:])
     elif kwargs.get("encoder_hidden_states") is not None:
-        kwargs = kwargs | {"encoder_hidden_states": narrow(kwargs["encoder_hidden_states"])}
+        kwargs = kwargs | {"encoder_hidden_states": own(kwargs["encoder_hidden_states"])}
     return args, kwargs

@@ -14,9 +14,8 @@ from escdiff.data.images import to_pixels
 from escdiff.encoder.filters import AppearanceFilter, ShapeFilter
 from escdiff.encoder.vision import VisionBackbone
 from escdiff.errors import UserError
+from escdiff.mixing import SHAPE_LAYERS
 
-# Layers that carry shape in SD's 16, as the literature's hand-made splits have it (DEADiff; P+ section 5).
-SHAPE_LAYERS = range(4, 9)
 GATES = ("learned", "hand", "none")
 
 

@@ -1,6 +1,7 @@
-"""The door of the evaluation: `python -m escdiff.evaluation esc-bench --out DIR`."""
+"""The doors of the evaluation: `python -m escdiff.evaluation esc-bench --out DIR`, and `compare --out DIR`."""
 
 import json
+import os
 import shlex
 import sys
 from dataclasses import asdict
@@ -41,11 +42,7 @@ def esc_bench(
         if not fine:
             what = f"{option} is {locals()[option.removeprefix('--')]}"
             raise UserError(f"{what}; give at least {1 if option == '--steps' else 0}")
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        what = f"--out is {out}, which cannot be made a folder ({error.strerror})"
-        raise UserError(f"{what}; give a folder of your own") from None
+    make_folder(out)
     from escdiff.evaluation.tasks import TASKS, in_order
 
     names = list(TASKS) if tasks == "all" else [name.strip() for name in tasks.split(",") if name.strip()]
@@ -62,6 +59,57 @@ def esc_bench(
     models = Models.load(backbone, encoder, oracle, concepts, steps, guidance)
     Bench(models, out, quick, seed).run(names, shlex.join(sys.argv))
     typer.echo(f"{out / 'report.html'}, {out / 'metrics.json'}")
+
+
+@app.command("compare")
+def compare(
+    out: Annotated[Path, typer.Option(help="Folder for concepts, pictures, table and figure; made if missing.")],
+    quick: Annotated[
+        bool, typer.Option("--quick", help="3 references and few steps: 20 minutes on two cores.")
+    ] = False,
+    methods: Annotated[str, typer.Option(help="Such as escdiff,xti; or all.")] = "all",
+    references: Annotated[int, typer.Option(help="How many; 0 means 20, or 3 with --quick.")] = 0,
+    pictures: Annotated[int, typer.Option(help="Per reference and task.")] = 2,
+    scale: Annotated[float, typer.Option(help="Of all steps of optimisation and learning.")] = 1.0,
+    data: Annotated[str, typer.Option(help="Still Life folder to learn encoders from; rendered if missing.")] = "",
+    encoder: Annotated[Path | None, typer.Option(help="Folder of the concept encoder; else the bundled one.")] = None,
+    backbone: Annotated[str, typer.Option(help="mini, a diffusers folder or a hub id.")] = "mini",
+    oracle: Annotated[Path | None, typer.Option(help="Folder of the oracle; else the bundled one.")] = None,
+    steps: Annotated[int, typer.Option(help="Sampling steps.")] = 20,
+    guidance: Annotated[float, typer.Option(help="Classifier-free guidance scale; 1 switches it off.")] = 2.5,
+    seed: Annotated[int, typer.Option(help="Another seed asks for other references and pictures.")] = 0,
+) -> None:
+    """Customize with every method on the same references, paint the same prompts, and write one table.
+
+    Writes comparison.md, comparison.svg and comparison.json. Stop it and start it again as you like: finished concepts
+    and pictures are kept.
+    """
+    least = {"--references": (references, 0), "--pictures": (pictures, 1), "--steps": (steps, 1), "--seed": (seed, 0)}
+    for option, (value, low) in least.items():
+        if value < low:
+            raise UserError(f"{option} is {value}; give at least {low}")
+    if not 0 < scale <= 100:
+        raise UserError(f"--scale is {scale:g}; give a number above 0, such as 0.5")
+    count = references or (3 if quick else 20)
+    if count < 2:
+        raise UserError(f"--references is {count}; give at least 2, since pairs of them are mixed")
+    from escdiff.evaluation.contenders import choose
+
+    chosen = choose(methods)
+    from escdiff.evaluation.compare import Comparison
+    from escdiff.evaluation.models import Models
+    from escdiff.quiet import quiet_libraries
+
+    quiet_libraries()
+    make_folder(out)
+    models = Models.load(backbone, encoder, oracle, True, steps, guidance)
+    root, samples = data or f"{os.environ.get('ESCDIFF_HOME', 'outputs')}/still_life", 20_000
+    if quick and not data and not Path(root).is_dir():
+        root, samples = str(out / "still_life"), 2_000  # not where a training would take them for the whole
+    own = str(encoder) if encoder else None
+    comparison = Comparison(models, out, chosen, count, pictures, seed, quick, scale, root, samples, own)
+    comparison.run(f"python -m escdiff.evaluation {shlex.join(sys.argv[1:])}")
+    typer.echo(f"{out / 'comparison.md'}, {out / 'comparison.svg'}")
 
 
 @app.command()
@@ -106,13 +154,21 @@ def layers(
     from escdiff.quiet import quiet_libraries
 
     quiet_libraries()
-    out.mkdir(parents=True, exist_ok=True)
+    make_folder(out)
     models = Models.load(backbone, encoder, oracle, True, steps, guidance)
     split = split_prompts(models, pairs, seed)
     (out / "layers.json").write_text(json.dumps(asdict(split), indent=1) + "\n")
     gates = {attribute: gate.detach().cpu() for attribute, gate in models.encoder.gates().items()}
     draw_figure(split, gates, [names[0] for names in models.encoder.space.cells], out / "layers.png")
     typer.echo(f"{out / 'layers.png'}, {out / 'layers.json'}")
+
+
+def make_folder(out: Path) -> None:
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        what = f"--out is {out}, which cannot be made a folder ({error.strerror})"
+        raise UserError(f"{what}; give a folder of your own") from None
 
 
 def main() -> None:
@@ -122,7 +178,7 @@ def main() -> None:
         print(error, file=sys.stderr)
         raise SystemExit(2) from None
     except KeyboardInterrupt:
-        print("stopped; the same command goes on after the finished tasks", file=sys.stderr)
+        print("stopped; the same command goes on after what is finished", file=sys.stderr)
         raise SystemExit(130) from None
 
 

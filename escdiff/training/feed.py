@@ -54,4 +54,6 @@ class LayerFeed:
         if len(args) > 1:
             return (args[0], given.to(args[0].dtype), *args[2:]), kwargs
         states = kwargs["encoder_hidden_states"]
+        if isinstance(states, tuple):  # an image adapter's: the text's, then the image's
+            return args, {**kwargs, "encoder_hidden_states": (given.to(states[0].dtype), *states[1:])}
         return args, {**kwargs, "encoder_hidden_states": given.to(states.dtype)}

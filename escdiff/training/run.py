@@ -29,6 +29,7 @@ RECIPES = {
     "unet": "escdiff.training.unet_module:build",
     "oracle": "escdiff.training.oracle_module:build",
     "encoder": "escdiff.training.encoder_module:build",
+    "method": "escdiff.training.method_setup:build",
 }
 log = logging.getLogger(__name__)
 
@@ -52,7 +53,8 @@ def train(config: Any, callbacks: Sequence[L.Callback] = ()) -> None:
         folder.check_fresh()
     if threads := option(config, "trainer.threads"):
         torch.set_num_threads(threads)
-    ensure_data(config)
+    if not option(config, "data.references"):
+        ensure_data(config)
     L.seed_everything(config.seed, workers=True, verbose=False)
     module, data, finish = find_recipe(config.recipe)(config)
     if not isinstance(data, L.LightningDataModule):

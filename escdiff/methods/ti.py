@@ -1,0 +1,53 @@
+"""Textual Inversion (Gal et al. 2022, arXiv 2208.01618): one word vector for all layers and times (eq. 2).
+
+Space: P, 1 x 1. Paper: 5,000 steps, lr 5e-3 at batch 8 of 3-5 pictures, CLIP's prompt templates, an initial word of
+the category, random flips. Ours keeps the vector's norm at the initial word's (`keep_norm`), which the paper does not:
+a vector that outgrows the words beside it silences them. One template per step instead of one per sample, so that all
+samples share one encoding of the prompt.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from escdiff import losses
+from escdiff.backbone import Backbone
+from escdiff.concept import Concept
+from escdiff.conditioning import ConditioningSpace
+from escdiff.methods.base import Method, at_norm
+
+BANDWIDTH = 0.5  # of the density's kernel, in units of a word embedding's mean norm
+
+
+class TI(Method):
+    """A learned table of vectors, by default of one cell.
+
+    Args:
+        init: word to start from.
+        layers: "tied" or "each". stages: a number, or bounds. See `ConditioningSpace.build`.
+        keep_norm: hold every vector at its initial word's norm.
+    """
+
+    def __init__(
+        self, backbone: Backbone, init: str = "object", vectors: int = 1, templates="auto", keep_norm: bool = True,
+        layers: str = "tied", stages=1,
+    ) -> None:  # fmt: skip
+        space = ConditioningSpace.build(backbone.unet, layers, stages)
+        super().__init__(backbone, space, init, vectors, templates)
+        self.keep_norm = keep_norm
+        size = (space.num_layers, space.num_stages)
+        self.table = nn.Parameter(self.anchor("concept").expand(*size, -1, -1).clone())  # (L, S, K, D)
+
+    def vectors(self, batch) -> dict[str, Tensor]:
+        table = at_norm(self.table, self.anchor("concept")) if self.keep_norm else self.table
+        return {"concept": table[None]}
+
+    def density(self, vectors: Tensor, bandwidth: float = BANDWIDTH) -> Tensor:
+        """Mean negative log density (losses.density) of vectors (..., D) among the vocabulary's."""
+        prompts = self.backbone.prompts
+        return losses.density(vectors, prompts.embedding_weight.detach(), bandwidth * prompts.embedding_scale)
+
+    @torch.no_grad()
+    def concept(self, notes=None) -> Concept:
+        """With `notes["density"]`: that of the vectors, and of the word they started from."""
+        own, word = (float(self.density(v)) for v in (self.vectors({})["concept"], self.anchor("concept")))
+        return super().concept({"density": f"{own:.4g}", "density_of_word": f"{word:.4g}", **(notes or {})})

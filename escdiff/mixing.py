@@ -1,0 +1,139 @@
+"""Style mixing in any per-layer space: the shape of one concept, the appearance of another.
+
+P+ (arXiv 2303.09522, section 5) gives the layers near the U-Net's middle to the shape and the others to the appearance.
+Legend: L layer cell, S stage.
+"""
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from escdiff.concept import ATTRIBUTES, WHOLE, Concept, placeholder
+from escdiff.conditioning import ConditioningSpace
+from escdiff.conditioning.grid import blend
+from escdiff.conditioning.space import EXECUTION_ORDER
+from escdiff.errors import UserError
+
+# Of SD's 16 layers, as the literature's hand-made splits have it (DEADiff; P+ section 5).
+SHAPE_LAYERS = range(4, 9)
+# How MATTE's attributes count as ours.
+ROLES = {"shape": ("object",), "appearance": ("color", "style")}
+HOW = "hand, gates or a number from 0 (all appearance) to 1 (all shape)"
+
+
+def shape_share(space: ConditioningSpace, how: str | float = "hand", gates: dict[str, Tensor] | None = None) -> Tensor:
+    """(L, S) in [0, 1]: how much of each cell the shape takes.
+
+    Args:
+        how: "hand": the layers `SHAPE_LAYERS`; "gates": what learned gates say, see `gates`; or a slider's position,
+            the share of layers that the shape takes, growing outwards from the middle of `SHAPE_LAYERS`.
+        gates: "shape" and "appearance" -> (L, S) in [0, 1], as in a concept of the encoder.
+
+    Raises:
+        UserError: another word, a position beyond 0 and 1, or no gates of this space.
+    """
+    size, count = (space.num_layers, space.num_stages), len(space.layer_names)
+    if how == "gates":
+        fits = gates and all(a in gates and gates[a].shape == size for a in ATTRIBUTES)
+        if not fits:
+            what = f"the split by gates needs a concept with learned gates of {size[0]} layers x {size[1]} stages"
+            raise UserError(f"{what}; use one that the encoder made, or say hand")
+        own = gates["shape"].float()
+        return own / (own + gates["appearance"].float()).clamp_min(1e-6)
+    number = {name: i * 16 / count for i, name in enumerate(_in_order(space))}  # on the scale of SD's 16
+    if how == "hand":
+        inside = {name: float(SHAPE_LAYERS.start <= i < SHAPE_LAYERS.stop) for name, i in number.items()}
+    else:
+        share = _position(how)
+        middle = (SHAPE_LAYERS.start + SHAPE_LAYERS.stop - 1) / 2
+        order = sorted(number, key=lambda name: abs(number[name] - middle))
+        inside = {name: min(max(share * count - rank, 0.0), 1.0) for rank, name in enumerate(order)}
+    share_L = torch.tensor([sum(inside[name] for name in cell) / len(cell) for cell in space.cells])
+    return share_L[:, None].repeat(1, space.num_stages)
+
+
+def split(concept: Concept, how: str | float = "hand") -> Concept:
+    """A concept of one attribute, with `shape` and `appearance` besides.
+
+    The shape is the concept in the shape's cells and its anchor word elsewhere, the appearance the other way round.
+    Where all layers share a cell there is nothing to split: both are the whole. MATTE's attributes are sorted by
+    `ROLES`. A concept that has both attributes comes back as it is.
+
+    Raises:
+        UserError: see `shape_share`; or a concept with other attributes.
+    """
+    if set(ATTRIBUTES) <= set(concept.attributes):
+        return concept
+    if all(part in concept.vectors for parts in ROLES.values() for part in parts):
+        added = {key: {a: torch.cat([getattr(concept, key)[p] for p in parts], dim=axis) for a, parts in ROLES.items()}
+                 for key, axis in (("vectors", 2), ("anchors", 0))}  # fmt: skip
+        whole = concept.placeholders()[placeholder(WHOLE)][0]
+        added["vectors"][WHOLE] = whole
+        added["anchors"][WHOLE] = torch.cat([concept.anchors[a] for a in concept.attributes])
+    else:
+        if len(concept.attributes) != 1:
+            found = ", ".join(concept.attributes)
+            raise UserError(
+                f"a concept with {found} cannot be split into shape and appearance; take one of them (only)"
+            )
+        vectors, anchor = (next(iter(part.values())) for part in (concept.vectors, concept.anchors))
+        word, share = anchor.to(vectors).expand_as(vectors), shape_share(concept.space, how)
+        if concept.space.num_layers == 1:
+            parts = dict.fromkeys(ATTRIBUTES, vectors)
+        else:
+            parts = {
+                "shape": blend(word[None], vectors[None], share)[0],
+                "appearance": blend(vectors[None], word[None], share)[0],
+            }
+        added = {"vectors": parts | {WHOLE: vectors}, "anchors": dict.fromkeys((*ATTRIBUTES, WHOLE), anchor)}
+    return replace(concept, vectors=added["vectors"], anchors=added["anchors"], gates={})
+
+
+def mix(
+    shape: Concept, appearance: Concept, how: str | float = "hand", gates: dict[str, Tensor] | None = None
+) -> Concept:
+    """The shape of one concept with the appearance of another.
+
+    Two concepts of the same single attribute share one placeholder, each cell blended by `shape_share`, as in P+.
+    Otherwise the result has the attribute `shape` of one and `appearance` of the other, of split concepts where needed.
+
+    Args:
+        gates: learned gates for `how="gates"`, such as an encoder's; without, the shape's own.
+
+    Raises:
+        UserError: see `shape_share`; or concepts of different backbones or spaces.
+    """
+    if shape.attributes == appearance.attributes and len(shape.attributes) == 1 and shape.space.num_layers > 1:
+        if shape.space != appearance.space:
+            return shape.blend(appearance, 0.0)  # which says what is different
+        share = shape_share(shape.space, how, gates or shape.gates)
+        sources = {"shape": shape, "appearance": appearance}
+        notes = {f"{name}.{key}": note for name, source in sources.items() for key, note in source.notes.items()}
+        return replace(appearance.blend(shape, share), notes=notes)
+    found = Concept.combine(shape=split(shape, how), appearance=split(appearance, how))
+    for name in shape.extras.keys() & appearance.extras.keys():
+        one, two = shape.extras[name], appearance.extras[name].to(shape.extras[name])
+        # Pictures that are not taken apart: tokens of both, or the mean where there is one.
+        found.extras[name] = torch.cat([one, two]) if one.ndim > 1 else (one + two) / 2
+    return found
+
+
+def _position(how: str | float) -> float:
+    try:
+        value = float(how)
+    except (TypeError, ValueError):
+        value = -1.0
+    if not 0 <= value <= 1:
+        raise UserError(f"mix={how} given; expected {HOW}")
+    return value
+
+
+def _in_order(space: ConditioningSpace) -> list[str]:
+    """All layer names in execution order, whatever cells they are in."""
+
+    def place(name: str) -> tuple:
+        first, *rest = name.split(".")
+        return EXECUTION_ORDER.index(first), [int(part) for part in rest if part.isdigit()]
+
+    return sorted(space.layer_names, key=place)

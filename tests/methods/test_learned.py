@@ -1,0 +1,174 @@
+"""Methods with an encoder: learned from data, then one pass; IP-Adapter is diffusers' own."""
+
+import numpy as np
+import pytest
+import torch
+from diffusers import StableDiffusionPipeline
+from method_step import step_of
+from transformers import CLIPImageProcessor, CLIPVisionConfig, CLIPVisionModel, CLIPVisionModelWithProjection
+
+from data_prep.still_life import StillLifeOptions, make_still_life
+from escdiff.concept import Concept
+from escdiff.data.images import to_pil
+from escdiff.errors import UserError
+from escdiff.methods.e4t import E4T
+from escdiff.methods.elite import ELITE
+from escdiff.methods.ip_adapter import IPAdapter
+from escdiff.methods.learned import _replace, foreground, pooled
+from escdiff.methods.weights import applied
+from escdiff.pipeline import generate
+from escdiff.training.references import References
+
+TOWER = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 4, "num_attention_heads": 2,
+         "image_size": 32, "patch_size": 8, "projection_dim": 12}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def towers(tmp_path_factory):
+    """(patch tower, tower with projection), folders."""
+    root = tmp_path_factory.mktemp("towers")
+    torch.manual_seed(0)
+    CLIPVisionModel(CLIPVisionConfig(**TOWER)).save_pretrained(root / "patches")
+    CLIPVisionModelWithProjection(CLIPVisionConfig(**TOWER)).save_pretrained(root / "projected")
+    return root / "patches", root / "projected"
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    root = tmp_path_factory.mktemp("world")
+    make_still_life(root / "world", 96, StillLifeOptions(seed=1, size=64))
+    return root / "world"
+
+
+@pytest.fixture
+def make(backbone, towers):
+    """Name -> a method on a fresh backbone."""
+    torch.manual_seed(0)
+    kinds = {
+        "ip_adapter": lambda: IPAdapter(backbone, str(towers[1]), drop=0.0),
+        "elite": lambda: ELITE(backbone, str(towers[0])),
+        "e4t": lambda: E4T(backbone, str(towers[0])),
+    }
+    return lambda name: kinds[name]()
+
+
+def test_ip_adapter_is_diffusers_own_pipeline(make, fresh, tiny_folder, towers, references, tmp_path):
+    method = make("ip_adapter")
+    for parameter in method.kept:
+        torch.nn.init.normal_(parameter, std=0.3)
+    picture = References.read(references / "a.png", 128).pixels
+    method.start(picture)
+    method.export(tmp_path)
+    theirs = StableDiffusionPipeline.from_pretrained(
+        tiny_folder, image_encoder=CLIPVisionModelWithProjection.from_pretrained(towers[1]),
+        feature_extractor=CLIPImageProcessor(size=32, crop_size=32), safety_checker=None,
+    )  # fmt: skip
+    theirs.load_ip_adapter(str(tmp_path / "adapter"), "", "ip_adapter.safetensors", image_encoder_folder=None)
+    theirs.set_ip_adapter_scale(0.7)
+    theirs.set_progress_bar_config(disable=True)
+    arguments = {"num_inference_steps": 2, "guidance_scale": 4.0}
+    seed = lambda: torch.Generator().manual_seed(3)  # noqa: E731
+    expected = theirs("a photo of a object", ip_adapter_image=to_pil(picture[0]), generator=seed(), **arguments).images[
+        0
+    ]
+    ours, concept = fresh(), Concept.load(tmp_path / "concept.safetensors")
+    with applied(ours, [concept], [tmp_path]):
+        alone, several = (
+            generate(ours, ["a photo of a <concept>"] * n, concept, steps=2, guidance=4.0, seeds=[3, 4][:n])
+            for n in (1, 2)
+        )
+    assert np.array_equal(np.asarray(alone[0]), np.asarray(expected))
+    difference = np.asarray(several[0], int) - np.asarray(expected, int)  # a batch rounds otherwise
+    assert np.abs(difference).max() <= 1
+    assert concept.notes["shared_weights"] == "yes"
+    plain = generate(ours, ["a photo of a object"], steps=2, guidance=4.0, seeds=[3])[0]
+    again = generate(fresh(), ["a photo of a object"], steps=2, guidance=4.0, seeds=[3])[0]
+    assert np.array_equal(np.asarray(plain), np.asarray(again))  # gone without a trace
+    assert not np.array_equal(np.asarray(plain), np.asarray(expected))
+
+
+@pytest.mark.parametrize("name", ["ip_adapter", "elite", "e4t"])
+def test_gradients_reach_all_that_is_learned(make, backbone, references, name):
+    method = make(name)
+    step_of(method, references)
+    own = {id(p) for p in method.parameters()}
+    missing = [n for n, p in method.named_parameters() if p.requires_grad and p.grad is None]
+    assert not missing
+    for part in (backbone.unet, backbone.text_encoder, backbone.vae):
+        assert all(p.grad is None for p in part.parameters() if id(p) not in own)
+
+
+SLOW = pytest.mark.slow
+
+
+@pytest.mark.parametrize(
+    ("name", "steps"), [pytest.param("ip_adapter", 0, marks=SLOW), pytest.param("elite", 0, marks=SLOW), ("e4t", 2)]
+)
+def test_learn_then_customize_then_paint(fit, towers, world, backbone, references, name, steps):
+    tower = [f"method.image_encoder={towers[1]}"] if name == "ip_adapter" else [f"method.vision={towers[0]}"]
+    tower += ["method.tuning_steps=2"] if name == "e4t" else []
+    learned = fit(name, *tower, f"data.root={world}", "data.batch_size=4", source=None, folder="learned") / "export"
+    assert not (learned / "concept.safetensors").exists()
+    source = references / "a.png"
+    made = fit(name, *tower, f"init={learned}", steps=9, source=source, folder="made") / "export"
+    concept = Concept.load(made / "concept.safetensors")
+    assert concept.notes["steps"] == str(steps) and (concept.notes["parameters"] == "0") == (steps == 0)
+    with applied(backbone, [concept], [made]):
+        picture = generate(backbone, ["a <concept>"], concept, steps=1)[0]
+    other = fit(name, *tower, f"init={learned}", source=references / "b.png", folder="other") / "export"
+    second = Concept.load(other / "concept.safetensors")
+    with applied(backbone, [second], [other]):
+        assert not np.array_equal(
+            np.asarray(generate(backbone, ["a <concept>"], second, steps=1)[0]), np.asarray(picture)
+        )
+    with pytest.raises(UserError, match="init="):
+        fit(name, *tower, source=source, folder="none")
+    with pytest.raises(UserError, match="was made for" if name != "elite" else "expected"):
+        others = "elite" if name != "elite" else "e4t"
+        fit(others, f"method.vision={towers[0]}", f"init={learned}", source=source, folder="strange")
+
+
+def test_the_mask_leaves_the_background_out(make):
+    method = make("elite")
+    torch.manual_seed(0)
+    pixels, mask = torch.rand(1, 3, 32, 32) * 2 - 1, torch.zeros(1, 1, 32, 32)
+    mask[..., 8:24, 8:24] = 1  # the middle 2 x 2 of 4 x 4 patches
+    tokens = torch.randn(2, 16, 5)
+    inside = tokens[:, [5, 6, 9, 10]]
+    kept = foreground(tokens, mask.expand(2, -1, -1, -1))
+    assert kept.shape == tokens.shape and torch.equal(kept[:, :4], inside) and torch.equal(kept[:, 4:8], inside)
+    assert torch.allclose(pooled(tokens, mask.expand(2, -1, -1, -1)), inside.mean(1), atol=2e-2)
+    assert torch.equal(foreground(tokens, torch.zeros(2, 1, 32, 32))[0], tokens[0, :1].expand(16, -1))  # never empty
+    method.start(pixels, mask)
+    masked = method.patches.clone()
+    method.start(pixels)
+    assert not torch.equal(masked, method.patches)
+
+
+def test_masks_are_read_from_beside_the_pictures(references, tmp_path):
+    from shutil import copy
+
+    from PIL import Image
+
+    copy(references / "a.png", tmp_path / "a.png")
+    assert References.read(tmp_path, 64).masks is None
+    Image.new("L", (40, 40), 255).save(tmp_path / "a.mask.png")
+    found = References.read(tmp_path, 64)
+    assert found.names == ["a.png"] and found.masks.shape == (1, 1, 64, 64) and found.masks.min() == 1
+
+
+def test_the_data_sets_prompts_get_one_placeholder():
+    texts = {
+        "a photo of a <shape> made of <appearance> on a sky background": "a photo of a <concept> on a sky background",
+        "one <appearance> <shape>": "one <concept>", "a <appearance> mug": "a <concept> mug", "a mug": "a mug",
+    }  # fmt: skip
+    assert [_replace(text, "<concept>") for text in texts] == list(texts.values())
+
+
+def test_e4t_tunes_the_word_and_the_offsets_only(make, backbone, references):
+    method = make("e4t")
+    method.start(References.read(references / "a.png", 128).pixels)
+    step_of(method, references)
+    graded = {name.split(".")[0] for name, p in method.named_parameters() if p.grad is not None}
+    assert graded == {"tuned", "kept"}
+    assert method.changed() == method.tuned.numel() + sum(p.numel() for p in method.kept)

@@ -1,0 +1,162 @@
+"""Methods that change weights: they start as no change, leave the U-Net as it was, and come back from their folder."""
+
+import json
+from types import SimpleNamespace
+
+import pytest
+import torch
+from method_step import step_of
+
+from escdiff.concept import Concept
+from escdiff.errors import UserError
+from escdiff.methods.custom_diffusion import CustomDiffusion, changes_of, merge, merge_adapters
+from escdiff.methods.dreambooth import DreamBooth
+from escdiff.methods.escdiff_tuned import ESCDiffTuned
+from escdiff.methods.weights import applied
+from escdiff.training import method_setup
+from escdiff.training.method_setup import make_prior
+
+
+def output(backbone, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    noisy = torch.randn(2, 8, 16, 16, generator=generator)
+    with torch.no_grad():
+        return backbone.predict(noisy, torch.tensor([100, 900]), torch.randn(2, 77, 32, generator=generator))
+
+
+@pytest.mark.parametrize(("kind", "inside"), [(DreamBooth, "attn1"), (CustomDiffusion, "attn2.to_k")])
+def test_gradients_reach_the_adapter_and_no_frozen_weight(backbone, references, kind, inside):
+    stock = output(backbone)
+    method = kind(backbone)
+    assert torch.equal(output(backbone), stock)  # an adapter starts as no change
+    step_of(method, references)
+    graded = [n for n, p in backbone.unet.named_parameters() if p.grad is not None]
+    assert graded and all(".lora_" in name for name in graded) and any(inside in name for name in graded)
+    assert kind is DreamBooth or all("attn2.to_k" in n or "attn2.to_v" in n for n in graded)
+    assert kind is DreamBooth or method.modifier.grad.abs().sum() > 0
+    assert all(p.grad is None for p in backbone.text_encoder.parameters())
+    assert method.changed() == sum(p.numel() for p in method.parameters())
+
+
+def test_the_rare_word_stands_before_the_class(backbone):
+    method = DreamBooth(backbone, init="mug", rare="sks")
+    words = backbone.prompts.encode_plain(["a photo of a sks mug"])
+    assert torch.equal(backbone.prompts.encode(["a photo of a <concept>"], method.concept().placeholders()), words)
+    custom = CustomDiffusion(backbone, init="mug", rare="ktn")
+    assert custom.concept().vectors["concept"].shape == (1, 1, 2, 32)
+    assert torch.equal(custom.concept().vectors["concept"][0, 0, 1], backbone.prompts.word_embedding("mug")[0])
+
+
+def test_the_prior_is_the_untouched_backbones_and_weighs_as_said(backbone, references, monkeypatch):
+    monkeypatch.setattr(method_setup, "PRIOR_STEPS", 2)
+    config = SimpleNamespace(seed=0, method=SimpleNamespace(prior_count=2, prior_weight=0.5), data=SimpleNamespace())
+    assert make_prior(config, DreamBooth(backbone, prior_weight=0.0)) is None
+    method = CustomDiffusion(backbone)
+    prior = make_prior(config, method)
+    assert prior.moments.shape == (2, 16, 16, 16) and prior.prompts == ["a photo of a object"] * 2
+    from escdiff.training.references import ReferenceData, References
+
+    batch = ReferenceData(method, References.read(references, 128), 3, 0, prior=prior).batch(0)
+    assert batch["latent"].shape[0] == 6 and batch["weight"].tolist() == [2.0] * 3 + [1.0] * 3
+    assert "<concept>" in batch["prompt"][0] and batch["prompt"][3:] == ["a photo of a object"] * 3
+    pred, target = torch.randn(2, 6, 8, 4, 4)
+    found = method.losses(pred, target, {}, batch)["denoising"]
+    error = (pred - target).square().mean((1, 2, 3))
+    assert torch.allclose(found, error[:3].mean() + 0.5 * error[3:].mean())
+
+
+@pytest.mark.parametrize("name", ["dreambooth", "custom_diffusion"])
+def test_adapter_folder_round_trip(fit, backbone, name):
+    folder = fit(name, "method.prior_count=1", "optim.lr=0.1", steps=2) / "export"
+    concept = Concept.load(folder / "concept.safetensors")
+    assert (folder / "adapter").is_dir() and concept.notes["adapter"] == "adapter"
+    stock = output(backbone)
+    with applied(backbone, [concept], [folder]):
+        changed = output(backbone)
+    assert not torch.allclose(changed, stock, atol=1e-5) and torch.equal(output(backbone), stock)
+    with applied(backbone, [concept, concept], [folder, folder]):
+        assert torch.equal(output(backbone), changed)  # one folder is one adapter
+    saved = torch.load(next((folder.parent / "checkpoints").glob("*.ckpt")), weights_only=True)
+    expected = {"method.modifier"} if name == "custom_diffusion" else set()
+    assert {key for key in saved["state_dict"] if "kept" not in key} == expected
+    assert json.loads((folder.parent / "manifest.json").read_text())["status"] == "finished"
+
+
+def test_an_adapter_that_is_gone_or_for_another_unet_is_refused(fit, backbone, tmp_path):
+    folder = fit("custom_diffusion", "method.prior_weight=0", steps=1) / "export"
+    concept = Concept.load(folder / "concept.safetensors")
+    with pytest.raises(UserError, match="weights in"), applied(backbone, [concept], [tmp_path]):
+        pass
+    import tiny
+
+    other = tiny.make_backbone()
+    other.unet.mid_block = torch.nn.Identity()
+    with pytest.raises(UserError, match="another U-Net"), applied(other, [concept], [folder]):
+        pass
+    file = folder / "adapter" / "pytorch_lora_weights.safetensors"
+    file.write_bytes(b"no tensors at all")
+    with pytest.raises(UserError, match="cannot be read"), applied(backbone, [concept], [folder]):
+        pass
+
+
+def test_merged_weights_keep_each_concepts_words_and_ordinary_captions(backbone):
+    torch.manual_seed(0)
+    weight, changes = torch.randn(12, 32), [0.3 * torch.randn(12, 32) for _ in range(2)]
+    targets = [torch.randn(2, 32), torch.randn(3, 32)]
+    regular = torch.randn(200, 32)
+    merged = merge(weight, changes, targets, regular)
+    for change, target in zip(changes, targets, strict=True):
+        assert torch.allclose(target @ merged.T, target @ (weight + change).T, atol=1e-3)
+    added = weight + sum(changes)
+    assert (regular @ (merged - weight).T).norm() < 0.7 * (regular @ (added - weight).T).norm()
+    name = "mid_block.attentions.0.transformer_blocks.0.attn2.to_k"
+    module = backbone.unet.get_submodule(name)
+    state = {f"{name}.lora_A.weight": torch.randn(2, 32), f"{name}.lora_B.weight": torch.randn(len(module.weight), 2)}
+    found = merge_adapters(backbone, [changes_of(state)], targets[:1], regular)
+    assert torch.allclose(
+        targets[0] @ found[name].T, targets[0] @ (module.weight + changes_of(state)[name]).T, atol=1e-3
+    )
+
+
+@pytest.fixture(scope="module")
+def encoder(tmp_path_factory, tiny_backbone):
+    """Folder of a small encoder for the tiny backbone."""
+    from transformers import CLIPVisionConfig, CLIPVisionModel
+
+    from escdiff.encoder import ConceptEncoder, EncoderConfig, load_vision
+
+    root = tmp_path_factory.mktemp("encoder")
+    torch.manual_seed(0)
+    tower = CLIPVisionConfig(hidden_size=16, intermediate_size=32, num_hidden_layers=3, num_attention_heads=2,
+                             image_size=32, patch_size=16)  # fmt: skip
+    CLIPVisionModel(tower).save_pretrained(root / "tower")
+    config = EncoderConfig(vision=str(root / "tower"), shape_depths=(1, 2), appearance_depths=(0, 1), features=16)
+    made = ConceptEncoder.for_backbone(config, load_vision(config.vision), tiny_backbone, tiny_backbone.p_plus())
+    made.save_pretrained(root / "encoder")
+    return root / "encoder"
+
+
+def test_tuning_starts_from_the_encoders_prediction(fit, encoder, backbone, references):
+    from escdiff.data.images import open_image, to_pixels
+    from escdiff.encoder import ConceptEncoder
+
+    source = references / "a.png"
+    concepts = {}
+    for steps in (0, 2):
+        folder = fit("escdiff_tuned", f"method.encoder={encoder}", steps=steps, source=source, folder=f"run{steps}")
+        concepts[steps] = Concept.load(folder / "export" / "concept.safetensors")
+        assert concepts[steps].notes["steps"] == str(steps)
+    reader = ConceptEncoder.from_pretrained(encoder, backbone)
+    expected = reader.encode(to_pixels(open_image(source), 128))
+    for attribute in ("shape", "appearance"):
+        assert torch.equal(concepts[0].vectors[attribute], expected.vectors[attribute])
+        assert torch.equal(concepts[0].gates[attribute], expected.gates[attribute])
+        assert not torch.equal(concepts[2].vectors[attribute], expected.vectors[attribute])
+
+
+def test_the_tuned_residual_can_be_held_back(backbone, encoder, references):
+    method = ESCDiffTuned(backbone, str(encoder), residual=2.0)
+    with torch.no_grad():
+        method.residuals["shape"].fill_(1.0)
+    term = step_of(method, references)["logs"]["residual"]
+    assert term.item() == pytest.approx(2 * 32 / method.anchor("shape").square().sum(-1).mean().item(), rel=1e-4)
