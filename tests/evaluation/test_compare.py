@@ -108,7 +108,7 @@ def test_the_table_and_the_figure(comparison):
     assert row.split("|")[2].strip() == f"{table['xti']['density']:.2f}" and "density" not in table["elite"]
     svg = ElementTree.fromstring((made.out / "comparison.svg").read_text())
     names = [element.text for element in svg.iter("{http://www.w3.org/2000/svg}text")]
-    assert names == list(table)
+    assert [name for name in names if name in table] == list(table)
 
 
 def test_finished_cells_are_not_made_again(comparison, monkeypatch):
