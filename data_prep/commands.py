@@ -1,0 +1,98 @@
+"""The commands that turn pictures into training data; each opens its stage's file only when it is called."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from escdiff.errors import UserError
+
+Folder = Annotated[Path, typer.Argument(help="Folder with shards and their index.")]
+Out = Annotated[Path, typer.Option(help="Folder for the new dataset; made if missing.")]
+EngineKind = Annotated[str, typer.Option("--engine", help="local: processes; ray: a Ray cluster (extra `prep`).")]
+Workers = Annotated[int, typer.Option(help="Processes; 0: one per core, 1: this process.")]
+MaxBad = Annotated[float, typer.Option(help="Share of bad samples above which the run stops.")]
+Seconds = Annotated[float, typer.Option(help="Limit of time per picture; 0: none.")]
+Gpus = Annotated[float, typer.Option(help="GPUs per worker, for Ray to place.")]
+Dry = Annotated[bool, typer.Option("--dry-run", help="Say what would be done and write nothing.")]
+
+
+def make_run(engine: str, workers: int, seconds: float, dry: bool, max_bad: float = 0.1, gpus: float = 0.0):
+    from data_prep.dataset import Run
+    from data_prep.engine import Engine
+
+    run = Run(Engine(engine, workers, gpus), max_bad, seconds, dry)
+    run.validate()
+    return run
+
+
+def ingest(
+    source: Annotated[
+        Path,
+        typer.Argument(
+            help="Folder of pictures, of webdataset shards or of a saved Hugging Face dataset; a list (.csv, .tsv, "
+            ".jsonl, .parquet) with a column `path`; one .tar; with --urls a list of addresses."
+        ),
+    ],
+    out: Out,
+    shard_size: Annotated[int, typer.Option(help="Samples per shard.")] = 1000,
+    max_side: Annotated[int, typer.Option(help="Larger pictures are scaled down to this; 0: never.")] = 1024,
+    min_side: Annotated[int, typer.Option(help="Smaller pictures are left out.")] = 32,
+    max_pixels: Annotated[int, typer.Option(help="Larger pictures are bad.")] = 64_000_000,
+    max_bytes: Annotated[int, typer.Option(help="Larger files are bad.")] = 200_000_000,
+    licence: Annotated[str, typer.Option(help="Of pictures that come without one.")] = "unknown",
+    folder_is: Annotated[str, typer.Option(help="What a picture's folder names: none, category or object.")] = "none",
+    split: Annotated[str | None, typer.Option(help="Split of a saved dataset that has several.")] = None,
+    urls: Annotated[bool, typer.Option("--urls", help="The list holds addresses; img2dataset fetches them.")] = False,
+    fetcher: Annotated[str, typer.Option(help="The img2dataset program, for --urls.")] = "img2dataset",
+    max_bad: MaxBad = 0.1,
+    seconds: Seconds = 5.0,
+    engine: EngineKind = "local",
+    workers: Workers = 0,
+    dry_run: Dry = False,
+) -> None:
+    """Pictures of any origin to shards; bad ones to quarantine/ with their reasons."""
+    from data_prep.ingest import Ingest
+    from data_prep.ingest import ingest as make
+    from data_prep.sources import make_plan
+    from escdiff.data.limits import Limits
+
+    run = make_run(engine, workers, seconds, dry_run, max_bad)
+    stage = Ingest(Limits(max_pixels, max_bytes, seconds), max_side, min_side, licence)
+    if urls:
+        from data_prep.urls import fetched_plan
+
+        plan = fetched_plan(source, out, shard_size, fetcher, run)
+        if plan is None:
+            return
+    else:
+        plan = make_plan(source, shard_size, folder_is, split)
+    make(plan, out, stage, run)
+
+
+def verify(
+    folder: Folder,
+    quick: Annotated[bool, typer.Option("--quick", help="Compare hashes and counts, decode nothing.")] = False,
+    seconds: Seconds = 5.0,
+    engine: EngineKind = "local",
+    workers: Workers = 0,
+    dry_run: Dry = False,
+) -> None:
+    """Read all shards again: counts, hashes, decodability. Fails when one is not as the index says."""
+    from data_prep.verify import verify as run_verify
+
+    report = run_verify(folder, make_run(engine, workers, seconds, dry_run), decoded=not quick)
+    if report is None:
+        return
+    if report.problems:
+        typer.echo(str(report), err=True)
+        raise UserError(f"{folder} is damaged; delete the shards named above and run the command that made them again")
+    typer.echo(f"{report}: {folder}")
+
+
+ALL = (ingest, verify)
+
+
+def register(app: typer.Typer) -> None:
+    for command in ALL:
+        app.command(command.__name__)(command)
