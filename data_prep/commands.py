@@ -90,7 +90,38 @@ def verify(
     typer.echo(f"{report}: {folder}")
 
 
-ALL = (ingest, verify)
+def inspect(
+    folder: Folder, seconds: Seconds = 5.0, engine: EngineKind = "local", workers: Workers = 0, dry_run: Dry = False
+) -> None:
+    """Counts, sizes, broken files, captions, licences, colours: inspect.html with a contact sheet."""
+    from data_prep.inspect import inspect as look
+
+    look(folder, make_run(engine, workers, seconds, dry_run))
+
+
+def dedup(
+    folder: Folder,
+    out: Out,
+    against: Annotated[Path | None, typer.Option(help="Test set: what is in it is left out here.")] = None,
+    distance: Annotated[int, typer.Option(help="Near duplicates differ in at most so many of 64 bits.")] = 6,
+    clip: Annotated[str | None, typer.Option(help="CLIP to compare with too: mini, a folder or a hub id.")] = None,
+    similarity: Annotated[float, typer.Option(help="Cosine from which CLIP takes two for one.")] = 0.96,
+    max_bad: MaxBad = 0.1,
+    seconds: Seconds = 5.0,
+    engine: EngineKind = "local",
+    workers: Workers = 0,
+    gpus: Gpus = 0.0,
+    dry_run: Dry = False,
+) -> None:
+    """Leave out near duplicates and what is also in a test set (extra `prep`)."""
+    from data_prep.dedup import Dedup
+    from data_prep.dedup import dedup as make
+
+    run = make_run(engine, workers, seconds, dry_run, max_bad, gpus)
+    make(folder, out, Dedup(distance, clip, similarity), run, against)
+
+
+ALL = (ingest, inspect, dedup, verify)
 
 
 def register(app: typer.Typer) -> None:

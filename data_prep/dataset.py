@@ -115,7 +115,7 @@ def make_dataset(stage: Stage, out: Path, jobs: Sequence[Job], run: Run, made_fr
     out = expand(out)
     options = {"stage": stage.name, **stage.options(), "made_from": made_from}
     index = open_index(out, options, len(jobs), run.dry)
-    done = {s.name: s for s in index.shards if _stands(out / s.name, s)}
+    done = {s.name: s for s in index.shards if stands(out / s.name, s)}
     todo = [job for job in jobs if f"{job.name}.tar" not in done]
     if run.dry:
         counts = f"{len(jobs)} shards, {len(done)} of them there already, {len(todo)} to make"
@@ -315,5 +315,6 @@ def _counts(out: Path, job: str) -> tuple[int, int]:
     return kinds.count(BAD), kinds.count(LEFT_OUT)
 
 
-def _stands(path: Path, shard: Shard) -> bool:
+def stands(path: Path, shard: Shard) -> bool:
+    """Whether a shard is there with its right size; `verify` reads it."""
     return path.is_file() and path.stat().st_size == shard.bytes
