@@ -121,7 +121,79 @@ def dedup(
     make(folder, out, Dedup(distance, clip, similarity), run, against)
 
 
-ALL = (ingest, inspect, dedup, verify)
+def segment(
+    folder: Folder,
+    out: Out,
+    source: Annotated[
+        str, typer.Option(help="auto (what the data have, else the model), alpha, given, model.")
+    ] = "auto",
+    model: Annotated[str | None, typer.Option(help="Segmentation model of transformers: folder or hub id.")] = None,
+    min_area: Annotated[float, typer.Option(help="Share of the picture that a mask covers at least.")] = 0.02,
+    max_area: Annotated[float, typer.Option(help="And at most.")] = 0.9,
+    min_piece: Annotated[float, typer.Option(help="Share of the mask in its largest piece.")] = 0.7,
+    max_rim: Annotated[float, typer.Option(help="Share of the picture's rim under the mask.")] = 0.5,
+    min_score: Annotated[float, typer.Option(help="Score of the model.")] = 0.0,
+    max_bad: MaxBad = 0.1,
+    seconds: Seconds = 60.0,
+    engine: EngineKind = "local",
+    workers: Workers = 0,
+    gpus: Gpus = 0.0,
+    dry_run: Dry = False,
+) -> None:
+    """A mask of the subject for every sample; bad masks are left out."""
+    from data_prep.segment import Segment
+    from data_prep.segment import segment as make
+
+    stage = Segment(source, model, min_area, max_area, min_piece, max_rim, min_score)
+    make(folder, out, stage, make_run(engine, workers, seconds, dry_run, max_bad, gpus))
+
+
+def caption(
+    folder: Folder,
+    out: Out,
+    model: Annotated[str | None, typer.Option(help="Captioning model of transformers: folder or hub id.")] = None,
+    prompt: Annotated[str | None, typer.Option(help="What the model is asked, if it wants to be.")] = None,
+    again: Annotated[bool, typer.Option("--again", help="Let the model also replace given captions.")] = False,
+    require: Annotated[bool, typer.Option("--require", help="Leave out what has no category in the end.")] = False,
+    max_bad: MaxBad = 0.1,
+    seconds: Seconds = 60.0,
+    engine: EngineKind = "local",
+    workers: Workers = 0,
+    gpus: Gpus = 0.0,
+    dry_run: Dry = False,
+) -> None:
+    """Captions, category nouns, and captions without colour and material words."""
+    from data_prep.caption import Caption
+    from data_prep.caption import caption as make
+
+    stage = Caption(model, prompt, again, require=require)
+    make(folder, out, stage, make_run(engine, workers, seconds, dry_run, max_bad, gpus))
+
+
+def pairs(
+    folder: Folder,
+    out: Out,
+    size: Annotated[int, typer.Option(help="Side of the references in pixels.")] = 512,
+    seed: Annotated[int, typer.Option(help="The same seed and options give the same bytes.")] = 0,
+    tries: Annotated[int, typer.Option(help="Views drawn before a picture is left out.")] = 8,
+    min_overlap: Annotated[float, typer.Option(help="IoU of outlines, target and shape reference.")] = 0.6,
+    min_change: Annotated[float, typer.Option(help="Lab distance of a recoloured object from itself.")] = 12.0,
+    max_distance: Annotated[float, typer.Option(help="Lab distance of colours, target and appearance view.")] = 15.0,
+    max_bad: MaxBad = 0.1,
+    seconds: Seconds = 30.0,
+    engine: EngineKind = "local",
+    workers: Workers = 0,
+    dry_run: Dry = False,
+) -> None:
+    """A shape and an appearance reference for every sample, measured before they are kept."""
+    from data_prep.pairs import Pairs
+    from data_prep.pairs import pairs as make
+
+    stage = Pairs(size, seed, tries, min_overlap, min_change, max_distance)
+    make(folder, out, stage, make_run(engine, workers, seconds, dry_run, max_bad))
+
+
+ALL = (ingest, inspect, dedup, segment, caption, pairs, verify)
 
 
 def register(app: typer.Typer) -> None:

@@ -19,10 +19,11 @@ import typer
 from data_prep.engine import Engine
 from data_prep.guard import Guard, blame, clear_crumb
 from escdiff.data import index as indexing
+from escdiff.data import schema
 from escdiff.data.images import expand
 from escdiff.data.index import Index, Shard, sha256, write_atomic
 from escdiff.data.progress import sample_progress
-from escdiff.data.shards import read_raw, write_shard
+from escdiff.data.shards import decode, decode_entry, read_raw, write_shard
 from escdiff.errors import UserError
 
 QUARANTINE, WORK = "quarantine", ".work"
@@ -222,6 +223,26 @@ def read_input(source: Input) -> Iterator[dict[str, Any]]:
     if sha256(Path(source.path)) != source.sha256:
         raise UserError(f"shard {source.path} is damaged: its SHA-256 differs from the index; make or copy it again")
     return read_raw(source.path)
+
+
+def meta_of(raw: dict[str, Any]) -> dict[str, Any]:
+    """The json of a raw sample.
+
+    Raises:
+        UserError: it has none, or it is damaged.
+    """
+    where = f"{raw['__key__']} of {raw['__url__']}"
+    if schema.META not in raw:
+        raise UserError(f"sample {where} has no json; write the shard again")
+    meta = decode_entry(schema.META, raw[schema.META], where)
+    if not isinstance(meta, dict):
+        raise UserError(f"the json of sample {where} is no object; write the shard again")
+    return meta
+
+
+def entries(raw: dict[str, Any], *names: str) -> dict[str, Any]:
+    """Some entries of a raw sample, decoded, with its key."""
+    return decode({k: v for k, v in raw.items() if k.startswith("__") or k in names})
 
 
 def derive(stage: Stage, folder: Path, out: Path, run: Run) -> Index:

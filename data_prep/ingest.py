@@ -5,7 +5,6 @@ transparency) keeps its bytes; any other is written anew and its json says what 
 mask.
 """
 
-import io
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -21,10 +20,9 @@ from escdiff.data import schema
 from escdiff.data.images import Picture, decode_picture, read_file
 from escdiff.data.index import Index
 from escdiff.data.limits import Limits
-from escdiff.data.shards import encode_json, encode_png
+from escdiff.data.shards import encode_jpeg, encode_json, encode_png
 from escdiff.errors import UserError
 
-JPEG_QUALITY = 95
 FORMAT = 1  # raise when the same options would give other bytes
 TEXTS = ("caption", "category", "licence", "source", "object")
 
@@ -64,7 +62,7 @@ class Ingest:
             kind = {"JPEG": "jpg", "PNG": "png"}[picture.format]
         else:
             kind = "jpg" if picture.format in ("JPEG", "MPO") else "png"
-            data = _jpeg(image) if kind == "jpg" else encode_png(image)
+            data = encode_jpeg(image) if kind == "jpg" else encode_png(image)
         mask, origin = _mask(found.get("mask"), picture, name, limits)
         meta = {**self.facts(found["meta"]), "original": _original(picture)}
         sample = {"__key__": found["__key__"], kind: data}
@@ -109,12 +107,6 @@ def _shrunk(image: Image.Image, max_side: int) -> Image.Image:
     scale = max_side / max(image.size)
     size = tuple(max(round(side * scale), 1) for side in image.size)
     return image.resize(size, Image.Resampling.LANCZOS)
-
-
-def _jpeg(image: Image.Image) -> bytes:
-    buffer = io.BytesIO()
-    image.save(buffer, "JPEG", quality=JPEG_QUALITY, subsampling=0)
-    return buffer.getvalue()
 
 
 def _mask(given: bytes | Path | None, picture: Picture, name: str, limits: Limits):

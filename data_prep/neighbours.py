@@ -1,5 +1,7 @@
 """Pairs of near neighbours, exactly and in a fixed order, and who stays of them."""
 
+from itertools import pairwise
+
 import numpy as np
 
 BLOCK = 4096  # rows compared at once
@@ -19,7 +21,7 @@ def close_hashes(hashes: np.ndarray, distance: int) -> tuple[np.ndarray, np.ndar
     later = np.flatnonzero(same != np.arange(len(hashes)))
     pairs = [np.stack([same[later], later], 1)]
     bounds = np.linspace(0, 64, distance + 2).round().astype(int)
-    for low, high in zip(bounds[:-1], bounds[1:], strict=True):
+    for low, high in pairwise(bounds):
         band = (distinct >> np.uint64(low)) & np.uint64((1 << int(high - low)) - 1)
         order = np.argsort(band, kind="stable")
         starts = np.flatnonzero(np.r_[True, band[order][1:] != band[order][:-1]])

@@ -8,10 +8,17 @@ from escdiff.data.index import write_atomic
 
 LISTED = 50  # broken samples
 HEADS = {
-    "side": "Smaller side, pixels", "aspect": "Width / height", "format": "Format of the file", "words": "Caption, words",
-    "licence": "Licence", "category": "Category", "mask": "Mask, share of the picture", "brightness": "Brightness",
-    "saturation": "Saturation", "hue": "Main hue",
-}  # fmt: skip
+    "side": "Smaller side, pixels",
+    "aspect": "Width / height",
+    "format": "Format of the file",
+    "words": "Caption, words",
+    "licence": "Licence",
+    "category": "Category",
+    "mask": "Mask, share of the picture",
+    "brightness": "Brightness",
+    "saturation": "Saturation",
+    "hue": "Main hue",
+}
 STYLE = """
 body { font: 14px/1.4 system-ui, sans-serif; margin: 2em auto; max-width: 76em; padding: 0 1em; color: #222 }
 h1 { font-size: 1.5em } h2 { font-size: 1.05em; margin: 0 0 .4em }

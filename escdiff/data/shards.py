@@ -32,6 +32,13 @@ def encode_png(image: np.ndarray | Image.Image) -> bytes:
     return buffer.getvalue()
 
 
+def encode_jpeg(image: Image.Image, quality: int = 95) -> bytes:
+    """Without halved colours, which would blur what the appearance filter reads."""
+    buffer = io.BytesIO()
+    image.save(buffer, "JPEG", quality=quality, subsampling=0)
+    return buffer.getvalue()
+
+
 def encode_json(values: dict[str, Any]) -> bytes:
     return json.dumps(values, separators=(",", ":"), sort_keys=True).encode()
 
@@ -94,7 +101,7 @@ def decode(sample: dict[str, Any]) -> dict[str, Any]:
 
 def decode_entry(name: str, data: bytes, where: str) -> Any:
     """Decode one entry by its extension; see `decode`."""
-    if name in schema.IMAGES:
+    if name in (*schema.IMAGES, schema.SHAPE_VIEW, schema.APPEARANCE_VIEW):
         return decode_image(data, f"{name} of sample {where}")
     try:
         if name in (schema.MASK, schema.DEPTH):
