@@ -193,7 +193,26 @@ def pairs(
     make(folder, out, stage, make_run(engine, workers, seconds, dry_run, max_bad))
 
 
-ALL = (ingest, inspect, dedup, segment, caption, pairs, verify)
+def latents(
+    folder: Folder,
+    backbone: Annotated[str, typer.Option(help="Whose VAE: mini, sd15, a folder, file or hub id.")] = "mini",
+    size: Annotated[int, typer.Option(help="Centre square in pixels, as training will cut it.")] = 512,
+    dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16.")] = "float32",
+    clip: Annotated[str | None, typer.Option(help="Keep the patch tokens of this CLIP too.")] = None,
+    batch: Annotated[int, typer.Option(help="Pictures encoded at once.")] = 16,
+    engine: EngineKind = "local",
+    workers: Workers = 0,
+    gpus: Gpus = 0.0,
+    dry_run: Dry = False,
+) -> None:
+    """VAE moments beside the shards, so that training encodes nothing."""
+    from data_prep.latents import Latents
+    from data_prep.latents import latents as make
+
+    make(folder, Latents(backbone, size, dtype, clip, batch), make_run(engine, workers, 0.0, dry_run, gpus=gpus))
+
+
+ALL = (ingest, inspect, dedup, segment, caption, pairs, latents, verify)
 
 
 def register(app: typer.Typer) -> None:

@@ -50,6 +50,7 @@ def run(values: dict) -> None:
         UserError: unknown keys, or whatever the training refuses.
     """
     from escdiff.data.images import expand
+    from escdiff.data.store import is_address
     from escdiff.encoder.encoder import EncoderConfig
     from escdiff.quiet import quiet_libraries
     from escdiff.training.encoder_module import Objective
@@ -62,7 +63,7 @@ def run(values: dict) -> None:
             if key not in known:
                 raise UserError(unknown_key(f"{part}.{key}", [f"{part}.{name}" for name in sorted(known)]))
     if shards := values["data"]["shards"]:
-        if not expand(shards).is_dir():
+        if not is_address(shards) and not expand(shards).is_dir():
             raise UserError(f"data.shards={shards} is no folder; expected webdataset shards with their index in one")
         values["data"]["root"] = shards
     elif values["backbone"]["name"] != "mini" and values["data"]["root"] == values["data"]["still_life"]:
