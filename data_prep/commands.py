@@ -195,7 +195,7 @@ def pairs(
 
 def latents(
     folder: Folder,
-    backbone: Annotated[str, typer.Option(help="Whose VAE: mini, sd15, a folder, file or hub id.")] = "mini",
+    backbone: Annotated[str, typer.Option(help="Whose VAE: mini, a folder, a file or a hub id.")] = "mini",
     size: Annotated[int, typer.Option(help="Centre square in pixels, as training will cut it.")] = 512,
     dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16.")] = "float32",
     clip: Annotated[str | None, typer.Option(help="Keep the patch tokens of this CLIP too.")] = None,

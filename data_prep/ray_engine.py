@@ -21,7 +21,7 @@ def run_on_ray(
     ray = need("ray", "--engine ray")
     ours = not ray.is_initialized()
     if ours:
-        _start(ray, workers)
+        start(ray, workers)
     try:
         yield from _tasks(ray, work, deque(jobs), blame, workers, gpus)
     finally:
@@ -29,7 +29,12 @@ def run_on_ray(
             ray.shutdown()
 
 
-def _start(ray, workers: int) -> None:
+def start(ray, workers: int) -> None:
+    """Join the cluster that RAY_ADDRESS names, or start one of `workers` cores here.
+
+    Raises:
+        UserError: it cannot be reached or started.
+    """
     options: dict[str, Any] = {"log_to_driver": False, "include_dashboard": False}
     if not os.environ.get("RAY_ADDRESS"):
         options["num_cpus"] = workers or os.cpu_count()
