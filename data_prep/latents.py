@@ -72,7 +72,8 @@ def encode(folder: Path, index: Index, cache: Path, options: Latents, name: str,
     if sha256(folder / shard.name) != shard.sha256:
         raise UserError(f"shard {folder / shard.name} is damaged: its SHA-256 differs from the index; make it again")
     torch.set_num_threads(1)  # the processes fill the cores, and more threads may sum in another order
-    size = None if index.options.get("size") == options.size else options.size
+    same = index.name == "still_life" and index.options["size"] == options.size
+    size = None if same else options.size
     device = "cuda" if torch.cuda.is_available() else "cpu"
     if name == "moments":
         backbone = vae_of(options)

@@ -170,7 +170,8 @@ def stands(cache: Path, shard: Shard, name: str = "moments") -> bool:
 
 def ensure_latents(folder: str | os.PathLike, backbone, size: int | None = None, batch_size: int = 64) -> str:
     """Encode what is missing with a `Backbone`; returns the key for `EncoderDataModule(latents=...)`."""
-    side = size or Index.load(expand(folder)).options.get("size")
+    index = Index.load(expand(folder))
+    side = size or (index.options["size"] if index.name == "still_life" else None)
     if side is None:
         raise UserError(f"the pictures of {folder} have no common size; give the size to encode them at")
     key = vae_key(backbone.vae, side)

@@ -5,6 +5,7 @@ ones. Here every byte is accounted for: damage is an error, or, where a caller t
 at the next sound header, so that one broken block costs one entry.
 """
 
+import mmap
 import os
 import tarfile
 from collections.abc import Callable, Iterator
@@ -14,6 +15,7 @@ from typing import BinaryIO
 from escdiff.errors import UserError
 
 BLOCK = tarfile.BLOCKSIZE
+MAGIC_AT = 257  # offset of "ustar" in a header
 MAX_ENTRY = 1_000_000_000  # bytes
 Damage = Callable[[int, str], None]  # (byte offset in the file, what is wrong there)
 
@@ -43,15 +45,19 @@ def read_entries(
             if not size:
                 note(0, "an empty file")
             while start is not None and start < size:
-                stop = yield from _stretch(file, start, size, note, max_bytes)
-                start = None if stop is None else _next_header(file, stop + BLOCK, size)
+                last = yield from _stretch(file, start, size, note, max_bytes)
+                start = None if last is None else _next_header(file, last + 1, size)
     except OSError as error:
         raise UserError(f"shard {path} cannot be read to its end ({error.strerror}); make or copy it again") from error
 
 
 def _stretch(file: BinaryIO, start: int, size: int, note: Damage, max_bytes: int):
-    """The entries from a header on, up to damage; returns its offset, or None at a proper end."""
-    position = start  # behind the last sound entry
+    """The entries from a header on; returns None at a proper end, at damage the offset of the last header.
+
+    Reading goes on behind that and not behind its entry: where bytes are missing, an entry takes its
+    neighbour's header for its own end.
+    """
+    last = position = start  # the last sound header, and the end of its entry
     file.seek(start)
     try:
         with tarfile.open(fileobj=file, mode="r:") as tar:
@@ -60,7 +66,7 @@ def _stretch(file: BinaryIO, start: int, size: int, note: Damage, max_bytes: int
                     raise tarfile.TarError("an entry of impossible size")
                 if tar.offset > size:
                     raise tarfile.TarError("an entry that goes on behind the end of the file")
-                position = tar.offset
+                last, position = info.offset, tar.offset
                 if info.size > max_bytes:
                     note(info.offset, f"an entry of {info.size} bytes, more than the limit of {max_bytes}")
                 elif info.isreg():
@@ -72,28 +78,30 @@ def _stretch(file: BinaryIO, start: int, size: int, note: Damage, max_bytes: int
     # A hostile header makes tarfile raise nearly anything: ValueError, OverflowError, MemoryError, ...
     except Exception as error:
         note(position, _first(error))
-        return position
+        return last
     end = _zeros_until(file, position, size)
     if end == size and size - position >= BLOCK:
         return None
     if end > position:
         note(end, "something behind the end mark")
-        return end - BLOCK
-    note(end, "no end mark" if end == size else "a damaged header")
-    return position
+    else:
+        note(end, "no end mark" if end == size else "a damaged header")
+    return last
 
 
 def _next_header(file: BinaryIO, start: int, size: int) -> int | None:
-    """Offset of the first sound header from `start` on."""
-    file.seek(start)
-    for offset in range(start, size - BLOCK + 1, BLOCK):
-        block = file.read(BLOCK)
-        if block[257:262] == b"ustar":
+    """Offset of the first sound header from `start` on, at whatever byte, since bytes may be missing."""
+    if start >= size:
+        return None
+    with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        place = start + MAGIC_AT
+        while (place := data.find(b"ustar", place)) >= 0:
+            offset = place - MAGIC_AT
             try:
-                tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape")
+                tarfile.TarInfo.frombuf(data[offset : offset + BLOCK], "utf-8", "surrogateescape")
+                return offset
             except (tarfile.TarError, ValueError):
-                continue
-            return offset
+                place += 1
     return None
 
 

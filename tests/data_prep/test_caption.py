@@ -4,34 +4,6 @@ from data_prep.caption import Caption, caption
 from escdiff.errors import UserError
 
 
-@pytest.fixture(scope="module")
-def tiny_captioner(tmp_path_factory) -> str:
-    """A folder with a random BLIP of one layer; it says something, and always the same."""
-    import torch
-    from transformers import (
-        BertTokenizerFast,
-        BlipConfig,
-        BlipForConditionalGeneration,
-        BlipImageProcessor,
-        BlipProcessor,
-    )
-
-    folder = tmp_path_factory.mktemp("blip")
-    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "[DEC]", *(f"w{i}" for i in range(26))]
-    (folder / "vocab.txt").write_text("\n".join(words))
-    tokenizer = BertTokenizerFast(str(folder / "vocab.txt"))
-    text = {"vocab_size": len(words), "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1,
-            "num_attention_heads": 2, "encoder_hidden_size": 16, "bos_token_id": 5, "eos_token_id": 3,
-            "sep_token_id": 3, "pad_token_id": 0}  # fmt: skip
-    vision = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2,
-              "image_size": 32, "patch_size": 16}  # fmt: skip
-    torch.manual_seed(0)
-    config = BlipConfig(text_config=text, vision_config=vision, projection_dim=16)
-    BlipForConditionalGeneration(config).save_pretrained(folder)
-    BlipProcessor(BlipImageProcessor(size={"height": 32, "width": 32}), tokenizer).save_pretrained(folder)
-    return str(folder)
-
-
 def test_given_captions_get_a_neutral_one_and_a_noun(photos, tmp_path, here, samples_of):
     caption(photos, tmp_path, Caption(), here)
     found = samples_of(tmp_path)

@@ -8,23 +8,6 @@ from escdiff.errors import UserError
 
 
 @pytest.fixture(scope="module")
-def tiny_segmenter(tmp_path_factory) -> str:
-    """A folder with a random Segformer; "w0" to "w2" are its labels."""
-    import torch
-    from transformers import SegformerConfig, SegformerForSemanticSegmentation, SegformerImageProcessor
-
-    torch.manual_seed(1)
-    config = SegformerConfig(
-        num_encoder_blocks=2, depths=[1, 1], sr_ratios=[2, 1], hidden_sizes=[8, 16], patch_sizes=[7, 3], strides=[4, 2],
-        num_attention_heads=[1, 2], mlp_ratios=[2, 2], decoder_hidden_size=16, id2label={i: f"w{i}" for i in range(3)},
-    )  # fmt: skip
-    folder = tmp_path_factory.mktemp("segformer")
-    SegformerForSemanticSegmentation(config).save_pretrained(folder)
-    SegformerImageProcessor(size={"height": 32, "width": 32}).save_pretrained(folder)
-    return str(folder)
-
-
-@pytest.fixture(scope="module")
 def tiny_clipseg(tmp_path_factory) -> str:
     import torch
     from transformers import CLIPSegConfig, CLIPSegForImageSegmentation, CLIPSegProcessor, ViTImageProcessor
