@@ -1,4 +1,4 @@
-"""The door of data preparation: `python -m data_prep still-life --out DIR --num N`."""
+"""The door of data preparation: `python -m data_prep --help`."""
 
 import sys
 from pathlib import Path
@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from data_prep.commands import register
 from escdiff.errors import UserError
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help=__doc__, pretty_exceptions_enable=False)
@@ -46,16 +47,7 @@ def index(
     typer.echo(f"{made.samples} samples in {len(made.shards)} shards: {folder}")
 
 
-@app.command("check")
-def check(
-    folder: Annotated[Path, typer.Argument(help="Folder with shards and their index.")],
-) -> None:
-    """Compare every shard with its SHA-256 in the index."""
-    from escdiff.data.index import Index
-
-    made = Index.load(folder)
-    made.check(folder, hashes=True)
-    typer.echo(f"{made.samples} samples in {len(made.shards)} shards are as the index says: {folder}")
+register(app)
 
 
 def main() -> None:

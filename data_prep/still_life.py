@@ -5,18 +5,17 @@ shape in other materials and of the same material on other shapes: exact swap tr
 A group's factors depend on (seed, split, group number) only, so the bytes do not depend on the workers.
 """
 
-import multiprocessing
 import os
-import shutil
-import threading
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
 
+from data_prep.dataset import check_space
+from data_prep.engine import Engine
 from escdiff.data import index as indexing
 from escdiff.data.index import Index, Shard
 from escdiff.data.progress import sample_progress
@@ -83,7 +82,8 @@ def make_still_life(out: Path, num: int, options: StillLifeOptions, workers: int
     check_space(out, sum(sizes[i] for i in todo) * options.bytes_per_sample)
     total = sum(sizes)
     with sample_progress("rendering", total, total - sum(sizes[i] for i in todo)) as advance:
-        for shard in _render_shards(out, todo, sizes, options, workers):
+        engine = Engine(workers=max(min(workers or os.cpu_count() or 1, len(todo)), 1))
+        for _, shard in engine.run(partial(_job, out, sizes, options), todo):
             done[shard.name] = shard
             index.shards = [done[name] for name in sorted(done)]
             index.save(out)
@@ -130,13 +130,6 @@ def open_index(out: Path, options: StillLifeOptions, sizes: list[int]) -> Index:
     index.planned = len(sizes)
     index.save(out)
     return index
-
-
-def check_space(folder: Path, needed: int) -> None:
-    free = shutil.disk_usage(folder).free
-    if needed > free:
-        what = f"about {needed / 1e9:.1f} GB are needed and {free / 1e9:.1f} GB are free"
-        raise UserError(f"the disk of {folder} is too full: {what}; make room or ask for fewer samples")
 
 
 def sample_group(group: int, options: StillLifeOptions) -> list[Factors]:
@@ -197,30 +190,8 @@ def make_shard(out: Path, number: int, samples: int, options: StillLifeOptions) 
         torch.set_num_threads(threads)
 
 
-def _render_shards(out, todo, sizes, options, workers) -> Iterator[Shard]:
-    workers = min(workers or os.cpu_count() or 1, len(todo))
-    if workers <= 1:
-        for i in todo:
-            yield make_shard(out, i, sizes[i], options)
-        return
-    context = multiprocessing.get_context("spawn")  # fork copies torch's threads in an undefined state
-    with ProcessPoolExecutor(workers, mp_context=context, initializer=_die_with_parent) as pool:
-        try:
-            for future in as_completed([pool.submit(make_shard, out, i, sizes[i], options) for i in todo]):
-                yield future.result()
-        except BaseException:
-            pool.shutdown(wait=True, cancel_futures=True)
-            raise
-
-
-def _die_with_parent() -> None:
-    """A worker whose parent was killed would otherwise wait for work for ever."""
-
-    def watch() -> None:
-        multiprocessing.parent_process().join()
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
+def _job(out: Path, sizes: list[int], options: StillLifeOptions, number: int) -> Shard:
+    return make_shard(out, number, sizes[number], options)
 
 
 def _stands(out: Path, shard: Shard, sizes: list[int]) -> bool:

@@ -53,6 +53,7 @@ def run(values: dict) -> None:
         UserError: unknown keys, or whatever the training refuses.
     """
     from escdiff.data.images import expand
+    from escdiff.data.store import is_address
     from escdiff.encoder.encoder import EncoderConfig
     from escdiff.methods.make import find_method
     from escdiff.quiet import quiet_libraries
@@ -68,7 +69,7 @@ def run(values: dict) -> None:
             if key not in known:
                 raise UserError(unknown_key(f"{part}.{key}", [f"{part}.{name}" for name in sorted(known)]))
     if shards := values["data"]["shards"]:
-        if not expand(shards).is_dir():
+        if not is_address(shards) and not expand(shards).is_dir():
             raise UserError(f"data.shards={shards} is no folder; expected webdataset shards with their index in one")
         values["data"]["root"] = shards
     elif values["data"]["references"]:

@@ -7,6 +7,7 @@ import io
 import logging
 import os
 import warnings
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -14,11 +15,13 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
+from escdiff.data.limits import Limits
 from escdiff.errors import UserError
 
-MAX_PIXELS = 64_000_000
+MAX_PIXELS, MAX_BYTES = Limits.max_pixels, Limits.max_bytes
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
+ORIENTATION = 0x0112  # EXIF tag
 _KNOWN = "JPEG, PNG, WebP, BMP, GIF, TIFF or PPM"
 
 log = logging.getLogger(__name__)
@@ -36,11 +39,23 @@ def open_image(path: str | os.PathLike, max_pixels: int = MAX_PIXELS) -> Image.I
             has more than `max_pixels` pixels.
     """
     file = _resolve(path)
+    return decode_image(read_file(file), str(file), max_pixels)
+
+
+def read_file(file: Path, max_bytes: int = MAX_BYTES) -> bytes:
+    """The bytes of a picture's file.
+
+    Raises:
+        UserError: it cannot be read, or has more than `max_bytes`.
+    """
     try:
-        data = file.read_bytes()
+        size = file.stat().st_size
+        if size > max_bytes:
+            what = f"the image {file} has {size / 1e6:.0f} MB, more than the limit of {max_bytes / 1e6:g} MB"
+            raise UserError(f"{what}; make it smaller")
+        return file.read_bytes()
     except OSError as error:
         raise UserError(f"cannot read the image {file}: {error.strerror}; check its permissions") from error
-    return decode_image(data, str(file), max_pixels)
 
 
 def decode_image(data: bytes, name: str, max_pixels: int = MAX_PIXELS) -> Image.Image:
@@ -49,21 +64,62 @@ def decode_image(data: bytes, name: str, max_pixels: int = MAX_PIXELS) -> Image.
     Raises:
         UserError: as `open_image`.
     """
+    picture = decode_picture(data, name, max_pixels)
+    if picture.frames > 1:
+        log.warning("%s has %d frames; only the first is used", name, picture.frames)
+    return picture.rgb
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A decoded picture: as RGB, its transparency (mode L) if it has any, and what its file was like."""
+
+    rgb: Image.Image
+    alpha: Image.Image | None
+    format: str
+    mode: str
+    frames: int
+    turned: bool  # by its EXIF orientation
+
+    @property
+    def plain(self) -> bool:
+        """Whether the file's own bytes show everybody just `rgb`: nothing was converted, turned or left out."""
+        return self.mode == "RGB" and self.alpha is None and self.frames == 1 and not self.turned
+
+
+def decode_picture(data: bytes, name: str, max_pixels: int = MAX_PIXELS) -> Picture:
+    """Decode the bytes of a picture; `name` is what errors call it.
+
+    Raises:
+        UserError: as `open_image`.
+    """
     if not data:
         raise UserError(f"the image {name} is an empty file; give a picture ({_KNOWN})")
     with warnings.catch_warnings():
-        # Pillow's own limits come after ours; its warning would only add noise.
-        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+        # Pillow's own limits come after ours; its warnings would only add noise.
+        warnings.simplefilter("ignore")
         image = _read_header(data, name, max_pixels)
         try:
-            if getattr(image, "n_frames", 1) > 1 and image.format != "MPO":
-                log.warning("%s has %d frames; only the first is used", name, image.n_frames)
+            form, mode, turned = image.format, image.mode, image.getexif().get(ORIENTATION, 1) != 1
+            frames = 1 if form == "MPO" else getattr(image, "n_frames", 1)
             image.load()
-            return to_rgb(ImageOps.exif_transpose(image))
+            image = ImageOps.exif_transpose(image)
+            return Picture(to_rgb(image), _alpha(image), form, mode, frames, turned)
         # A damaged file can raise nearly anything from inside a codec: struct.error, zlib errors, ...
         except Exception as error:
-            what = f"the image {name} is truncated or damaged ({error})"
+            what = f"the image {name} is truncated or damaged ({_one_line(error)})"
             raise UserError(f"{what}; save or fetch it again") from error
+
+
+def _alpha(image: Image.Image) -> Image.Image | None:
+    if not image.has_transparency_data:
+        return None
+    alpha = image.convert("RGBA").getchannel("A")
+    return alpha if alpha.getextrema()[0] < 255 else None
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split()) or type(error).__name__
 
 
 def to_rgb(image: Image.Image) -> Image.Image:

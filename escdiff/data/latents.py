@@ -27,16 +27,22 @@ FOLDER = "latents"
 
 
 def vae_key(vae: nn.Module, size: int) -> str:
-    """Name of a VAE's cache: a hash of its encoder's weights as float32, and the picture size in pixels.
+    """Name of a VAE's cache: a hash of its encoder's weights, their dtype, and the picture size in pixels."""
+    return model_key(vae, size, but=("decoder", "post_quant_conv"))
 
-    The key does not depend on the device, but a cast of the weights to bfloat16 changes it.
+
+def model_key(model: nn.Module, size: int, but: tuple[str, ...] = ()) -> str:
+    """Hash of a model's weights (except those whose names start with `but`), dtype and picture size.
+
+    It does not depend on the device.
     """
     digest = hashlib.sha256()
-    for name, tensor in sorted(vae.state_dict().items()):
-        if not name.startswith(("decoder", "post_quant_conv")):
+    for name, tensor in sorted(model.state_dict().items()):
+        if not name.startswith(but or ("\0",)):
             digest.update(name.encode())
             digest.update(tensor.detach().float().cpu().contiguous().numpy().tobytes())
-    return f"{digest.hexdigest()[:16]}-{size}"
+    dtype = str(next(model.parameters()).dtype).removeprefix("torch.")
+    return f"{digest.hexdigest()[:16]}-{dtype}-{size}"
 
 
 def encode_dataset(
@@ -62,23 +68,43 @@ def encode_dataset(
     index.check(folder)
     cache = folder / FOLDER / key
     cache.mkdir(parents=True, exist_ok=True)
-    todo = [shard for shard in index.shards if not _stands(cache, shard)]
+    todo = [shard for shard in index.shards if not stands(cache, shard)]
     left = sum(shard.samples for shard in todo)
     with sample_progress("encoding latents", index.samples, index.samples - left) as advance:
         for shard in todo:
-            parts = []
-            for pixels in _batches(folder, index, shard, batch_size, size):
-                with torch.inference_mode():
-                    parts.append(encode_fn(pixels.to(device)).to("cpu", torch.float16))
-                advance(len(pixels))
-            moments = torch.cat(parts)
-            if len(moments) != shard.samples:
-                what = f"{len(moments)} samples, the index says {shard.samples}"
-                raise UserError(f"shard {folder / shard.name} holds {what}; make or copy it again")
-            if not torch.isfinite(moments).all():
-                raise UserError(f"the VAE gave values that are not finite for {shard.name}; use float32 or bfloat16")
-            _save(cache, shard, moments)
+            encode_shard(folder, index, shard, encode_fn, cache, batch_size, size, device, advance)
     return cache
+
+
+def encode_shard(
+    folder: Path,
+    index: Index,
+    shard: Shard,
+    encode_fn: Callable[[Tensor], Tensor],
+    cache: Path,
+    batch_size: int = 64,
+    size: int | None = None,
+    device: str | torch.device = "cpu",
+    advance: Callable[[int], None] = lambda samples: None,
+    name: str = "moments",
+) -> None:
+    """Encode one shard's pictures into its file of the cache; arguments as for `encode_dataset`.
+
+    Raises:
+        UserError: the shard is damaged, or the model gives values that are not finite.
+    """
+    parts = []
+    for pixels in _batches(folder, index, shard, batch_size, size):
+        with torch.inference_mode():
+            parts.append(encode_fn(pixels.to(device)).to("cpu", torch.float16))
+        advance(len(pixels))
+    encoded = torch.cat(parts) if parts else torch.zeros(0)
+    if len(encoded) != shard.samples:
+        what = f"{len(encoded)} samples, the index says {shard.samples}"
+        raise UserError(f"shard {folder / shard.name} holds {what}; make or copy it again")
+    if not torch.isfinite(encoded).all():
+        raise UserError(f"the model gave values that are not finite for {shard.name}; use float32 or bfloat16")
+    _save(cache, shard, encoded, name)
 
 
 def load_latents(folder: str | os.PathLike, key: str) -> Tensor:
@@ -90,10 +116,10 @@ def load_latents(folder: str | os.PathLike, key: str) -> Tensor:
     folder = expand(folder)
     index = Index.load(folder)
     cache = folder / FOLDER / key
-    missing = [shard.name for shard in index.shards if not _stands(cache, shard)]
+    missing = [shard.name for shard in index.shards if not stands(cache, shard)]
     if missing:
         what = f"{len(missing)} of {len(index.shards)} shards of {folder} have no latents of key {key}"
-        raise UserError(f"{what}; run encode_dataset (or training with latents: auto) to make them")
+        raise UserError(f"{what}; make them with `python -m data_prep latents`")
     return torch.cat([safetensors.torch.load_file(_file(cache, shard))["moments"] for shard in index.shards])
 
 
@@ -114,32 +140,38 @@ def _batches(folder: Path, index: Index, shard: Shard, batch_size: int, size: in
         yield torch.stack(pending)
 
 
+def shard_file(key: str, shard: Shard) -> str:
+    """Where a shard's latents are, from the dataset's folder on."""
+    return f"{FOLDER}/{key}/{Path(shard.name).stem}.safetensors"
+
+
 def _file(cache: Path, shard: Shard) -> Path:
     return cache / f"{Path(shard.name).stem}.safetensors"
 
 
-def _save(cache: Path, shard: Shard, moments: Tensor) -> None:
+def _save(cache: Path, shard: Shard, encoded: Tensor, name: str) -> None:
     path = _file(cache, shard)
     temporary = temporary_beside(path)
-    data = safetensors.torch.save({"moments": moments.contiguous()}, {"shard": shard.sha256})
+    data = safetensors.torch.save({name: encoded.contiguous()}, {"shard": shard.sha256})
     with open(temporary, "wb") as file:
         file.write(data)
         commit(file, temporary, path)
 
 
-def _stands(cache: Path, shard: Shard) -> bool:
+def stands(cache: Path, shard: Shard, name: str = "moments") -> bool:
     """Whether the shard's latents are there and were made from this very shard."""
     try:
         with safe_open(_file(cache, shard), "pt") as file:
             same = (file.metadata() or {}).get("shard") == shard.sha256
-            return same and file.get_slice("moments").get_shape()[0] == shard.samples
+            return same and file.get_slice(name).get_shape()[0] == shard.samples
     except (OSError, SafetensorError):
         return False
 
 
 def ensure_latents(folder: str | os.PathLike, backbone, size: int | None = None, batch_size: int = 64) -> str:
     """Encode what is missing with a `Backbone`; returns the key for `EncoderDataModule(latents=...)`."""
-    side = size or Index.load(expand(folder)).options.get("size")
+    index = Index.load(expand(folder))
+    side = size or (index.options["size"] if index.name == "still_life" else None)
     if side is None:
         raise UserError(f"the pictures of {folder} have no common size; give the size to encode them at")
     key = vae_key(backbone.vae, side)

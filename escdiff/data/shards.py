@@ -1,13 +1,12 @@
 """Writing and reading webdataset shards.
 
-Reading goes through webdataset's tar iterators over files that we open ourselves, so neither `pipe:` nor any
-other URL is ever followed, and decodes by our own allow-list: pictures, JSON, and .npy without pickle.
+Files are opened by us and grouped into samples by webdataset, so neither `pipe:` nor any other URL is ever
+followed; entries are decoded by our own allow-list: pictures, JSON, and .npy without pickle.
 """
 
 import io
 import json
 import os
-import tarfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -15,11 +14,13 @@ from typing import Any
 import numpy as np
 from PIL import Image
 from webdataset import tariterators
+from webdataset.handlers import reraise_exception
 from webdataset.writer import TarWriter
 
 from escdiff.data import schema
 from escdiff.data.images import MAX_PIXELS, decode_image
 from escdiff.data.index import Index, Shard, commit, sha256, temporary_beside
+from escdiff.data.tar import Damage, read_entries
 from escdiff.errors import UserError
 
 
@@ -28,6 +29,13 @@ def encode_png(image: np.ndarray | Image.Image) -> bytes:
     buffer = io.BytesIO()
     picture = image if isinstance(image, Image.Image) else Image.fromarray(image)
     picture.save(buffer, "PNG", compress_level=1)
+    return buffer.getvalue()
+
+
+def encode_jpeg(image: Image.Image, quality: int = 95) -> bytes:
+    """Without halved colours, which would blur what the appearance filter reads."""
+    buffer = io.BytesIO()
+    image.save(buffer, "JPEG", quality=quality, subsampling=0)
     return buffer.getvalue()
 
 
@@ -55,19 +63,27 @@ def write_shard(path: Path, samples: Iterable[dict[str, Any]]) -> Shard:
     return Shard(path.name, count, size, digest)
 
 
-def read_raw(path: str | os.PathLike) -> Iterator[dict[str, Any]]:
+def read_raw(path: str | os.PathLike, on_damage: Damage | None = None) -> Iterator[dict[str, Any]]:
     """The samples of one shard as webdataset dicts of bytes, in order.
 
+    With `on_damage` a damaged place is noted and reading goes on with the next sample; without it raises.
+
     Raises:
-        UserError: the shard is missing, truncated or no tar; names it.
+        UserError: the shard is missing, truncated, damaged or no tar; names it.
     """
     path = Path(path)
+    entries = read_entries(path, on_damage)
+    files = ({"fname": n, "data": d, "__url__": str(path)} for n, d in entries if _wanted(n))
+
+    def twice(error: BaseException) -> bool:
+        if isinstance(error, UserError) or not on_damage:
+            return False
+        on_damage(-1, _first(error))
+        return True
+
     try:
-        with open(path, "rb") as stream:
-            sources = [{"url": str(path), "stream": stream}]
-            files = tariterators.tar_file_expander(sources, select_files=_wanted)
-            yield from tariterators.group_by_keys(files)
-    except (OSError, EOFError, ValueError, tarfile.TarError) as error:
+        yield from tariterators.group_by_keys(files, handler=twice if on_damage else reraise_exception)
+    except ValueError as error:
         if isinstance(error, UserError):
             raise
         raise UserError(f"shard {path} cannot be read to its end ({_first(error)}); make or copy it again") from error
@@ -85,7 +101,7 @@ def decode(sample: dict[str, Any]) -> dict[str, Any]:
 
 def decode_entry(name: str, data: bytes, where: str) -> Any:
     """Decode one entry by its extension; see `decode`."""
-    if name in schema.IMAGES:
+    if name in (*schema.IMAGES, schema.SHAPE_VIEW, schema.APPEARANCE_VIEW):
         return decode_image(data, f"{name} of sample {where}")
     try:
         if name in (schema.MASK, schema.DEPTH):
@@ -137,7 +153,8 @@ def _decode_plane(data: bytes) -> Image.Image:
 
 
 def _wanted(name: str) -> bool:
-    return not name.startswith(("/", ".")) and ".." not in name
+    """No name that leads out of the shard, and none that webdataset keeps for itself."""
+    return not name.startswith(("/", ".", "__")) and ".." not in name
 
 
 def _first(error: BaseException) -> str:

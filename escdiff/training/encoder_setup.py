@@ -11,7 +11,8 @@ from escdiff.conditioning import ConditioningSpace
 from escdiff.data.datamodule import EncoderDataModule
 from escdiff.data.images import expand
 from escdiff.data.index import Index
-from escdiff.data.latents import encode_dataset, vae_key
+from escdiff.data.latents import FOLDER, encode_dataset, stands, vae_key
+from escdiff.data.store import ShardStore, is_address
 from escdiff.data.streaming import PhotoDataModule
 from escdiff.encoder.encoder import ConceptEncoder, EncoderConfig
 from escdiff.encoder.vision import load_vision
@@ -79,16 +80,18 @@ class PhotoData(PhotoDataModule):
 
 def make_data(config: Any, backbone: Backbone):
     """Still Life with cached latents, or photos, by what `data.root` holds."""
-    root, batch_size = expand(config.data.root), config.data.batch_size
+    root, batch_size = config.data.root, config.data.batch_size
     common = {
         "batch_size": batch_size,
         "seed": config.seed,
         "num_workers": option(config, "data.num_workers", 0),
     }
-    index = Index.load(root)
+    index = ShardStore(root).index()
     if index.name != "still_life":
         size = option(config, "data.size", backbone.unet.config.sample_size * 8)
-        return PhotoData(root, size=size, **common, **_given(config, "appearance_only", "buffer", "check_hashes"))
+        more = _given(config, "appearance_only", "buffer", "check_hashes", "cache", "cache_gb")
+        return PhotoData(root, size=size, latents=_cached(root, index, backbone, size), **common, **more)
+    root = expand(root)
     key = None
     if getattr(config.data, "latents", "auto") == "auto":  # null means without a cache
         key = vae_key(backbone.vae, index.options["size"])
@@ -100,6 +103,15 @@ def make_data(config: Any, backbone: Backbone):
         backbone.to(dtype=dtype)
     shares = _given(config, "one_reference", "shape_only", "appearance_only", "val_fraction")
     return SwapData(root, latents=key, **common, **shares)
+
+
+def _cached(root: Any, index: Index, backbone: Backbone, size: int) -> str | None:
+    """The key of the photos' latents if `python -m data_prep latents` made all of them."""
+    if is_address(root):
+        return None
+    key = vae_key(backbone.vae, size)
+    cache = expand(root) / FOLDER / key
+    return key if all(stands(cache, shard) for shard in index.shards if shard.samples) else None
 
 
 def _given(config: Any, *names: str) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from torch.utils.data import DataLoader
 
 from escdiff.data.images import expand
 from escdiff.data.index import FILE, Index
+from escdiff.data.store import is_address
 from escdiff.errors import UserError
 from escdiff.training.options import option
 from escdiff.training.sampling import EpochSampler
@@ -50,6 +51,8 @@ def ensure_data(config: Any) -> None:
     Raises:
         UserError: the folder holds something else, or the disk is too full.
     """
+    if is_address(config.data.root):
+        return  # never made here
     root = expand(config.data.root)
     if _finished(root):
         return

@@ -1,8 +1,13 @@
 import numpy as np
 import pytest
+import torch
+from PIL import Image
+from torch.nn.functional import avg_pool2d
 
 from escdiff.data.index import Index
-from escdiff.data.shards import encode_json, encode_png, write_shard
+from escdiff.data.latents import encode_dataset
+from escdiff.data.shards import encode_jpeg, encode_json, encode_png, read_raw, write_shard
+from escdiff.data.store import ShardStore
 from escdiff.data.streaming import PhotoDataModule, PhotoStream
 from escdiff.errors import UserError
 
@@ -39,7 +44,7 @@ def keys(batches) -> list[list[str]]:
 
 
 def stream(folder, rank=0, world=1, streams=1, batch_size=4) -> PhotoStream:
-    return PhotoStream(folder, Index.load(folder), batch_size, 16, 0, rank, world, streams, 7, 0.2)
+    return PhotoStream(ShardStore(folder), Index.load(folder), batch_size, 16, 0, rank, world, streams, 7, 0.2)
 
 
 def test_an_epoch_holds_every_sample_once_in_a_mixed_order(photos):
@@ -101,3 +106,45 @@ def test_missing_and_changed_shards_are_refused(tmp_path):
     path.unlink()
     with pytest.raises(UserError, match="photos-2.tar is missing"):
         module(tmp_path).setup()
+
+
+def test_references_and_latents_of_the_data_are_used(tmp_path):
+    write(tmp_path, shards=2, samples=6)
+    red, blue = Image.new("RGB", (32, 32), (255, 0, 0)), Image.new("RGB", (32, 32), (0, 0, 255))
+    rows = [
+        {**raw, "shape.jpg": encode_jpeg(red), "appearance.jpg": encode_jpeg(blue)}
+        for raw in read_raw(tmp_path / "photos-0.tar")
+    ]
+    made = write_shard(tmp_path / "photos-0.tar", [{k: v for k, v in r.items() if k != "__url__"} for r in rows])
+    Index("photos", shards=[made, Index.load(tmp_path).shards[1]], planned=2).save(tmp_path)
+    encode_dataset(tmp_path, lambda pixels: avg_pool2d(pixels, 8), "k", size=16)
+    batches = list(module(tmp_path, latents="k").train_dataloader())
+    assert len(batches) == 3
+    for batch in batches:
+        assert torch.allclose(batch["latent"], avg_pool2d(batch["pixels"], 8), atol=2e-3)
+        for key, shape, appearance in zip(batch["key"], batch["shape_ref"], batch["appearance_ref"], strict=True):
+            given = key.startswith("0")
+            assert (shape[0].min() > 0.9) == given and (appearance[2].min() > 0.9) == given
+    write(tmp_path, shards=3, samples=6)
+    with pytest.raises(UserError, match="python -m data_prep latents"):
+        list(module(tmp_path, latents="k").train_dataloader())
+
+
+def test_shards_without_samples_are_no_trap(tmp_path):
+    write(tmp_path, shards=2)
+    index = Index.load(tmp_path)
+    index.shards.append(write_shard(tmp_path / "photos-2.tar", []))
+    index.planned = 3
+    index.save(tmp_path)
+    assert len(keys(module(tmp_path).train_dataloader())) == 5
+    with pytest.raises(UserError, match="need as many shards, .* has 2"):
+        module(tmp_path, num_workers=3).train_dataloader()
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_an_address_gives_what_the_folder_gives(photos, tmp_path, workers):
+    address = f"file://{photos}"
+    local = keys(module(photos, num_workers=workers).train_dataloader())
+    assert keys(module(address, num_workers=workers, cache=tmp_path).train_dataloader()) == local
+    (cached,) = tmp_path.iterdir()
+    assert len(list(cached.glob("*.tar"))) == 4

@@ -1,0 +1,117 @@
+"""Where a dataset's files are: a folder, or any address that fsspec knows, with a cache on the disk."""
+
+import hashlib
+import os
+import shutil
+from pathlib import Path
+
+import fsspec
+
+from escdiff.data.images import expand
+from escdiff.data.index import FILE, Index, Shard, commit, sha256
+from escdiff.errors import UserError
+
+CACHE = "~/.cache/escdiff/shards"
+
+
+def is_address(root: str | os.PathLike) -> bool:
+    """Whether `root` is an address (`s3://...`) and no path."""
+    return "://" in os.fspath(root)
+
+
+class ShardStore:
+    """The files of one dataset. Remote ones are fetched when they are first wanted, whole and compared with
+    their SHA-256; several processes may share a cache.
+
+    Args:
+        root: folder, or address such as "s3://bucket/photos".
+        cache: folder for what is fetched.
+        cache_gb: when the cache grows beyond it, shards not used for longest go; 0 keeps all.
+    """
+
+    def __init__(self, root: str | os.PathLike, cache: str | os.PathLike = CACHE, cache_gb: float = 0.0) -> None:
+        self.address = os.fspath(root).strip().rstrip("/") if is_address(root) else None
+        self.cache_gb = cache_gb
+        if self.address is None:
+            self.folder = expand(root)
+        else:
+            name = hashlib.sha256(self.address.encode()).hexdigest()[:16]
+            self.folder = expand(cache) / name
+
+    def __str__(self) -> str:
+        return self.address or str(self.folder)
+
+    def index(self) -> Index:
+        """The dataset's index, fetched afresh.
+
+        Raises:
+            UserError: there is none, or the address cannot be reached.
+        """
+        if self.address is not None:
+            self._fetch(FILE)
+        return Index.load(self.folder)
+
+    def check(self, index: Index, hashes: bool = False) -> None:
+        """Compare local shards with the index; remote ones are compared when they are fetched."""
+        if self.address is None:
+            index.check(self.folder, hashes)
+
+    def shard(self, shard: Shard) -> Path:
+        """A shard as a local file.
+
+        Raises:
+            UserError: it cannot be fetched, or is not what the index says.
+        """
+        path = self.folder / shard.name
+        if self.address is None:
+            return path
+        try:
+            if path.stat().st_size == shard.bytes:
+                os.utime(path)
+                return path
+        except FileNotFoundError:
+            pass
+        self._make_room(shard)
+        self._fetch(shard.name, shard)
+        return path
+
+    def file(self, name: str) -> Path:
+        """Another file of the dataset, e.g. "latents/KEY/photos-000000.safetensors"."""
+        path = self.folder / name
+        if self.address is not None and not path.exists():
+            self._fetch(name)
+        return path
+
+    def _fetch(self, name: str, shard: Shard | None = None) -> None:
+        path = self.folder / name
+        temporary = path.with_name(f".{path.name}-{os.getpid()}.tmp")
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            files, remote = fsspec.core.url_to_fs(f"{self.address}/{name}")
+            with files.open(remote, "rb") as source, open(temporary, "wb") as file:
+                shutil.copyfileobj(source, file, 1 << 20)
+                file.flush()
+                if shard is not None and (file.tell() != shard.bytes or sha256(temporary) != shard.sha256):
+                    raise UserError(f"shard {self.address}/{name} is not what the index says; upload it again")
+                commit(file, temporary, path)
+        except UserError:
+            raise
+        # Every kind of storage has errors of its own, and a library that is not installed is one of them.
+        except Exception as error:
+            what = " ".join(str(error).split())[:300] or type(error).__name__
+            raise UserError(
+                f"cannot fetch {self.address}/{name} ({what}); check the address and your access"
+            ) from error
+        finally:
+            temporary.unlink(missing_ok=True)
+
+    def _make_room(self, coming: Shard) -> None:
+        if not self.cache_gb:
+            return
+        kept = sorted((p.stat().st_mtime, p.stat().st_size, p) for p in self.folder.glob("*.tar"))
+        size = sum(size for _, size, _ in kept) + coming.bytes
+        for _, bytes_, path in kept:
+            if size <= self.cache_gb * 1e9:
+                return
+            path.unlink(missing_ok=True)  # a process that has it open reads on
+            size -= bytes_

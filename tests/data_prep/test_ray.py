@@ -1,0 +1,63 @@
+"""The same bytes from a Ray of two workers as from this process, and deaths survived there too."""
+
+import os
+import signal
+from pathlib import Path
+
+import pytest
+from trouble import make_trouble
+
+from data_prep.dataset import Run
+from data_prep.engine import Engine
+from data_prep.ingest import Ingest, ingest
+from data_prep.pairs import Pairs, pairs
+from data_prep.sources import make_plan
+from escdiff.errors import UserError
+
+pytestmark = pytest.mark.slow
+pytest.importorskip("ray")
+RAY = Run(Engine("ray", workers=2), max_bad=1.0)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def cluster():
+    """One Ray for all tests of this file; the engine takes the one it finds."""
+    import ray
+
+    from data_prep.ray_engine import start
+
+    with pytest.MonkeyPatch.context() as patch:
+        here = Path(__file__).parent  # where the workers find this file and what it imports
+        patch.setenv("PYTHONPATH", os.pathsep.join([str(here), str(here.parent)]))
+        start(ray, 2)
+        yield
+        ray.shutdown()
+
+
+def test_ingest_and_pairs(photos, tmp_path, here, contents_of):
+    trouble = make_trouble(tmp_path / "pictures")
+    for name, run in (("one", here), ("ray", RAY)):
+        ingest(make_plan(trouble, 4), tmp_path / name, Ingest(), run)
+        pairs(photos, tmp_path / f"pairs-{name}", Pairs(size=32), run)
+    assert contents_of(tmp_path / "one") == contents_of(tmp_path / "ray")
+    assert contents_of(tmp_path / "pairs-one") == contents_of(tmp_path / "pairs-ray")
+
+
+def work(job: tuple[str, int]) -> int:
+    """Job 1 is wrong; job 2 kills its process until its file is there."""
+    if job[1] == 1:
+        raise UserError("1 was given; expected another number")
+    if job[1] == 2 and not os.path.exists(job[0]):
+        os.kill(os.getpid(), signal.SIGKILL)
+    return job[1]
+
+
+def test_errors_arrive_and_deaths_are_blamed(tmp_path):
+    mended = tmp_path / "mended"
+    jobs = [(str(mended), number) for number in (0, 2, 3)]
+    assert dict(RAY.engine.run(work, jobs, lambda job: mended.touch() or True)) == {job: job[1] for job in jobs}
+    mended.unlink()
+    with pytest.raises(UserError, match="died again and again"):
+        dict(RAY.engine.run(work, jobs))
+    with pytest.raises(UserError, match="1 was given"):
+        dict(RAY.engine.run(work, [(str(mended), 1)]))
