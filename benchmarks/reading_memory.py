@@ -75,7 +75,7 @@ def main() -> None:
     ends = f"{sizes[late]:.1f} MB after {places[late]}, {sizes[-1]:.1f} MB at the end"
     print(f"{seen} samples, {args.workers} workers: {ends}")
     print(f"slope {slope:+.3f} MB per 10,000 samples (the bar: below 1)")
-    raise SystemExit(slope >= 1)
+    raise SystemExit(int(slope >= 1))
 
 
 if __name__ == "__main__":
