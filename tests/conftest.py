@@ -5,12 +5,13 @@ import os
 # Tests must pass offline, and must show it.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # the networks are tiny, and tests run beside each other
 
 import pytest
 import tiny
 import torch
 
-torch.set_num_threads(1)  # the networks are tiny, and tests run beside each other
+torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")
