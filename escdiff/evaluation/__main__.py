@@ -29,7 +29,7 @@ def esc_bench(
     oracle: Annotated[Path | None, typer.Option(help="Folder of the oracle; else the bundled one.")] = None,
     tasks: Annotated[str, typer.Option(help="Such as text,both; what they need is run too.")] = "all",
     steps: Annotated[int, typer.Option(help="Sampling steps.")] = 20,
-    guidance: Annotated[float, typer.Option(help="Classifier-free guidance scale; 1 switches it off.")] = 2.5,
+    guidance: Annotated[float, typer.Option(help="Classifier-free guidance scale; 1 switches it off.")] = 3.0,
     seed: Annotated[int, typer.Option(help="Another seed asks for other pictures.")] = 0,
 ) -> None:
     """Paint Still Life pictures from words and concepts and let the oracle judge them.
@@ -76,7 +76,7 @@ def compare(
     backbone: Annotated[str, typer.Option(help="mini, a diffusers folder or a hub id.")] = "mini",
     oracle: Annotated[Path | None, typer.Option(help="Folder of the oracle; else the bundled one.")] = None,
     steps: Annotated[int, typer.Option(help="Sampling steps.")] = 20,
-    guidance: Annotated[float, typer.Option(help="Classifier-free guidance scale; 1 switches it off.")] = 2.5,
+    guidance: Annotated[float, typer.Option(help="Classifier-free guidance scale; 1 switches it off.")] = 3.0,
     seed: Annotated[int, typer.Option(help="Another seed asks for other references and pictures.")] = 0,
 ) -> None:
     """Customize with every method on the same references, paint the same prompts, and write one table.
@@ -119,7 +119,7 @@ def ablations(
     backbone: Annotated[str, typer.Option(help="mini, a diffusers folder or a hub id.")] = "mini",
     oracle: Annotated[Path | None, typer.Option(help="Folder of the oracle; else the bundled one.")] = None,
     steps: Annotated[int, typer.Option(help="Sampling steps.")] = 20,
-    guidance: Annotated[float, typer.Option(help="Classifier-free guidance scale; 1 switches it off.")] = 2.5,
+    guidance: Annotated[float, typer.Option(help="Classifier-free guidance scale; 1 switches it off.")] = 3.0,
 ) -> None:
     """One table of many trained encoders, each judged by a short ESC-Bench that is kept in its run folder."""
     from escdiff.evaluation.ablations import TASKS, find_runs, tabulate
@@ -145,7 +145,7 @@ def layers(
     backbone: Annotated[str, typer.Option(help="mini, a diffusers folder or a hub id.")] = "mini",
     oracle: Annotated[Path | None, typer.Option(help="Folder of the oracle; else the bundled one.")] = None,
     steps: Annotated[int, typer.Option(min=1, help="Sampling steps.")] = 20,
-    guidance: Annotated[float, typer.Option(min=1.01, help="Classifier-free guidance scale.")] = 2.5,
+    guidance: Annotated[float, typer.Option(min=1.01, help="Classifier-free guidance scale.")] = 3.0,
     seed: Annotated[int, typer.Option(min=0, help="Another seed asks for other pictures.")] = 0,
 ) -> None:
     """Which layers carry the shape and which the appearance: descriptions split over the layers, as in P+."""

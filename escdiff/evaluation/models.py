@@ -42,7 +42,7 @@ class Models:
     clip: Clip | None = None
     fingerprints: tuple[str, str] = ("", "")
     steps: int = 20
-    guidance: float = 2.5
+    guidance: float = 3.0
     batch_size: int = 16
 
     @classmethod

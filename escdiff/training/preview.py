@@ -14,7 +14,7 @@ from escdiff.pipeline import generate
 
 def paint(backbone: Backbone, space: ConditioningSpace, texts: Sequence[str], vectors: dict[str, Tensor]) -> Tensor:
     """Pixels (B, 3, H, W) in [-1, 1] for texts and vectors "<name>" -> (B, L, S, K, D), quickly."""
-    pictures = generate(backbone, texts, vectors, space, steps=15, guidance=2.5)
+    pictures = generate(backbone, texts, vectors, space, steps=15, guidance=3.0)
     return torch.stack([to_pixels(picture) for picture in pictures])
 
 
