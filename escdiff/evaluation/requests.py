@@ -2,6 +2,8 @@
 
 from dataclasses import replace
 
+import numpy as np
+
 from escdiff.evaluation.references import SEEN_FAMILIES as FAMILIES
 from escdiff.evaluation.references import SEEN_PATTERNS as PATTERNS
 from escdiff.evaluation.references import (
@@ -36,15 +38,42 @@ def text(seed: int, count: int) -> list[Request]:
     return [Request(caption(f), f) for f in drawn]
 
 
+def both_of(reference: Factors, rng: np.random.Generator) -> Request:
+    """The object of a reference in another scene."""
+    target = in_new_scene(reference, rng)
+    return Request(f"a photo of <concept> {_on(target)}", target, reference, reference)
+
+
+def shape_of(reference: Factors, rng: np.random.Generator) -> Request:
+    """The shape of a reference in a material that words give, without a colour of the reference."""
+    own = {reference.material.color, reference.material.color2}
+    material = draw_material(rng, avoid=own)
+    target = Factors(reference.shape, material, draw_scene(rng, material, reference.scene.background))
+    words = {reference.material.color, material.color, material.color2}
+    other = draw_instance(rng, avoid_colors=words)
+    prompt = f"a photo of {article(material_words(material))} <shape> {_on(target)}"
+    return Request(prompt, target, shape=reference, other=other)
+
+
+def appearance_of(reference: Factors, rng: np.random.Generator) -> Request:
+    """The appearance of a reference on an object of another family, which a word gives."""
+    target = replace(in_new_scene(reference, rng), shape=draw_shape(rng, avoid=(reference.shape.family,)))
+    families = (reference.shape.family, target.shape.family)
+    other = draw_instance(rng, avoid_families=families)
+    prompt = f"a photo of a <appearance> {target.shape.family} {_on(target)}"
+    return Request(prompt, target, appearance=reference, other=other)
+
+
+def swap_of(one: Factors, two: Factors, rng: np.random.Generator) -> Request:
+    """The shape of one reference in the appearance of another."""
+    target = Factors(one.shape, two.material, draw_scene(rng, two.material))
+    return Request(f"a photo of a <appearance> <shape> {_on(target)}", target, one, two)
+
+
 def both(seed: int, count: int, families=FAMILIES, patterns=PATTERNS, number: int = 2) -> list[Request]:
     """An unseen instance in another scene: one reference for both attributes."""
     rng = stream(seed, number)
-    requests = []
-    for _ in range(count):
-        reference = draw_instance(rng, families, patterns)
-        target = in_new_scene(reference, rng)
-        requests.append(Request(f"a photo of <concept> {_on(target)}", target, reference, reference))
-    return requests
+    return [both_of(draw_instance(rng, families, patterns), rng) for _ in range(count)]
 
 
 def held_out(seed: int, count: int) -> list[Request]:
@@ -53,33 +82,15 @@ def held_out(seed: int, count: int) -> list[Request]:
 
 
 def shape(seed: int, count: int) -> list[Request]:
-    """The shape of a reference in a material that words give, without a colour of the reference."""
+    """See `shape_of`, of unseen instances."""
     rng = stream(seed, 4)
-    requests = []
-    for _ in range(count):
-        reference = draw_instance(rng)
-        own = {reference.material.color, reference.material.color2}
-        material = draw_material(rng, avoid=own)
-        target = Factors(reference.shape, material, draw_scene(rng, material, reference.scene.background))
-        words = {reference.material.color, material.color, material.color2}
-        other = draw_instance(rng, avoid_colors=words)
-        prompt = f"a photo of {article(material_words(material))} <shape> {_on(target)}"
-        requests.append(Request(prompt, target, shape=reference, other=other))
-    return requests
+    return [shape_of(draw_instance(rng), rng) for _ in range(count)]
 
 
 def appearance(seed: int, count: int) -> list[Request]:
-    """The appearance of a reference on an object of another family, which a word gives."""
+    """See `appearance_of`, of unseen instances."""
     rng = stream(seed, 5)
-    requests = []
-    for _ in range(count):
-        reference = draw_instance(rng)
-        target = replace(in_new_scene(reference, rng), shape=draw_shape(rng, avoid=(reference.shape.family,)))
-        families = (reference.shape.family, target.shape.family)
-        other = draw_instance(rng, avoid_families=families)
-        prompt = f"a photo of a <appearance> {target.shape.family} {_on(target)}"
-        requests.append(Request(prompt, target, appearance=reference, other=other))
-    return requests
+    return [appearance_of(draw_instance(rng), rng) for _ in range(count)]
 
 
 def swap(seed: int, count: int) -> list[Request]:
@@ -88,12 +99,7 @@ def swap(seed: int, count: int) -> list[Request]:
     families, patterns, colors = (rng.permutation(names).tolist() for names in (FAMILIES, PATTERNS, list(world.COLORS)))
     shapes = [draw_instance(rng, (families[i % len(families)],)) for i in range(side)]
     materials = [_colored(rng, patterns[i % len(patterns)], colors[i % len(colors)]) for i in range(side)]
-    requests = []
-    for one in shapes:
-        for two in materials:
-            target = Factors(one.shape, two.material, draw_scene(rng, two.material))
-            requests.append(Request(f"a photo of a <appearance> <shape> {_on(target)}", target, one, two))
-    return requests
+    return [swap_of(one, two, rng) for one in shapes for two in materials]
 
 
 def _colored(rng, pattern: str, color: str) -> Factors:

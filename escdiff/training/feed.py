@@ -11,6 +11,7 @@ from functools import partial
 from torch import Tensor, nn
 
 from escdiff.conditioning import ConditioningSpace
+from escdiff.conditioning.unet import narrow_inputs
 
 
 class LayerFeed:
@@ -51,9 +52,4 @@ class LayerFeed:
         if not self._slices:
             return None
         given = self._slices[cell]
-        if len(args) > 1:
-            return (args[0], given.to(args[0].dtype), *args[2:]), kwargs
-        states = kwargs["encoder_hidden_states"]
-        if isinstance(states, tuple):  # an image adapter's: the text's, then the image's
-            return args, {**kwargs, "encoder_hidden_states": (given.to(states[0].dtype), *states[1:])}
-        return args, {**kwargs, "encoder_hidden_states": given.to(states.dtype)}
+        return narrow_inputs(module, args, kwargs, lambda states: given.to(states.dtype))
