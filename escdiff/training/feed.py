@@ -1,9 +1,10 @@
-"""Hand every cross-attention layer its conditioning without packing it first.
+"""Hand every cross-attention layer its conditioning without packing or repeating it first.
 
 `escdiff.conditioning.bind` narrows one packed tensor, which stock pipelines want; but the backward pass of
 a narrow fills a whole packed gradient with zeros for each of the layers, a tenth of the bundled U-Net's
-step. The same values from one `unbind` cost one stack. Layers are found by name, so gradient checkpointing
-gets the same slices.
+step. The same values from one `unbind` cost one stack. Several noised copies of a sample share its keys and
+values: the layer sees their queries as one long sequence. Layers are found by name, so gradient
+checkpointing gets the same slices.
 """
 
 from functools import partial
@@ -25,18 +26,22 @@ class LayerFeed:
 
     def __init__(self, unet: nn.Module, space: ConditioningSpace) -> None:
         self._slices: tuple[Tensor, ...] = ()
-        self._handles = [
-            unet.get_submodule(name).register_forward_pre_hook(partial(self._give, cell), with_kwargs=True)
-            for cell, names in enumerate(space.cells)
-            for name in names
-        ]
+        self._repeats = 1
+        self._handles = []
+        for cell, names in enumerate(space.cells):
+            for name in names:
+                layer = unet.get_submodule(name)
+                self._handles += [
+                    layer.register_forward_pre_hook(partial(self._give, cell), with_kwargs=True),
+                    layer.register_forward_hook(self._restore),
+                ]
 
     def load(self, grid_BLTD: Tensor, repeats: int = 1) -> Tensor:
-        """Keep a grid, each of its rows `repeats` times, for the next forward and backward pass.
+        """Keep a grid for the next forward and backward pass, each of its rows for `repeats` samples running.
 
-        Returns a conditioning (B * repeats, T, D) to call the U-Net with.
+        Returns a conditioning (B, T, D) to call the U-Net with.
         """
-        self._slices = tuple(part.repeat_interleave(repeats, 0) for part in grid_BLTD.unbind(1))
+        self._slices, self._repeats = grid_BLTD.unbind(1), repeats
         return self._slices[0].detach()
 
     def clear(self) -> None:
@@ -51,5 +56,10 @@ class LayerFeed:
     def _give(self, cell: int, module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict] | None:
         if not self._slices:
             return None
-        given = self._slices[cell]
-        return narrow_inputs(module, args, kwargs, lambda states: given.to(states.dtype))
+        given, hidden = self._slices[cell], args[0].unflatten(0, (-1, self._repeats)).flatten(1, 2)
+        return narrow_inputs(module, (hidden, *args[1:]), kwargs, lambda states: given.to(states.dtype))
+
+    def _restore(self, module: nn.Module, args: tuple, output: Tensor) -> Tensor | None:
+        if not self._slices:
+            return None
+        return output.unflatten(1, (self._repeats, -1)).flatten(0, 1)
