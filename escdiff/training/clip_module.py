@@ -13,11 +13,14 @@ import torch
 from open_clip.loss import ClipLoss
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
+from transformers import CLIPModel
 
 from escdiff.data.arrays import StillLifeArrays
+from escdiff.errors import UserError
 from escdiff.still_life.world import BACKGROUNDS
 from escdiff.training import mini
 from escdiff.training.muon import Muon
+from escdiff.training.options import option
 from escdiff.training.sampling import EpochSampler
 
 MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
@@ -49,14 +52,15 @@ class CaptionedPictures(Dataset):
 
 
 class AlikeBatches(EpochSampler):
-    """After `RANDOM_FIRST` steps two of three batches share main colour and background.
+    """After `random_first` steps two of three batches share main colour and background.
 
     In batches drawn at random, colours alone tell most pictures apart, and neither tower learns what a mushroom is;
     among pictures of one colour, shape, pattern and finish must tell them apart.
     """
 
-    def __init__(self, arrays: StillLifeArrays, batch_size: int, seed: int) -> None:
+    def __init__(self, arrays: StillLifeArrays, batch_size: int, seed: int, random_first: int = RANDOM_FIRST) -> None:
         super().__init__(len(arrays), batch_size, seed)
+        self.random_first = random_first
         kinds = arrays.labels["color"].astype(int) * len(BACKGROUNDS) + arrays.labels["background"]
         groups = [np.flatnonzero(kinds == kind) for kind in np.unique(kinds)]
         self.groups = [group for group in groups if len(group) >= batch_size]
@@ -64,17 +68,25 @@ class AlikeBatches(EpochSampler):
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         for batch in super().__iter__():
             step, rng = self.step - 1, np.random.default_rng((self.seed, 1, self.step, self.rank))
-            if step >= RANDOM_FIRST and step % 3 and self.groups:
+            if step >= self.random_first and step % 3 and self.groups:
                 group = self.groups[rng.integers(len(self.groups))]
                 batch = [(step, int(row)) for row in rng.choice(group, self.batch_size, replace=False)]
             yield batch
 
 
 class ClipModule(L.LightningModule):
-    def __init__(self, lr: float, max_steps: int, warmup: int = 100, weight_decay: float = 0.1) -> None:
+    """Both towers, or with `lock_text` the vision tower alone (Zhai et al. 2022, LiT).
+
+    A locked text tower stays bit for bit what U-Nets were trained on; the two projections still learn.
+    """
+
+    def __init__(
+        self, lr: float, max_steps: int, warmup: int = 100, weight_decay: float = 0.1, lock_text: bool = False
+    ) -> None:
         super().__init__()
         self.save_hyperparameters()
         self.clip, self.loss = mini.make_clip(), ClipLoss()
+        self.clip.text_model.requires_grad_(not lock_text)
         self.clip.train()
 
     def training_step(self, batch: tuple[Tensor, Tensor], _: int) -> Tensor:
@@ -90,8 +102,9 @@ class ClipModule(L.LightningModule):
             self.clip.logit_scale.clamp_(0, float(np.log(100)))
 
     def configure_optimizers(self):
-        embeddings = [p for n, p in self.clip.named_parameters() if "embedding" in n and "patch" not in n]
-        others = [p for n, p in self.clip.named_parameters() if "embedding" not in n or "patch" in n]
+        learned = {n: p for n, p in self.clip.named_parameters() if p.requires_grad}
+        embeddings = [p for n, p in learned.items() if "embedding" in n and "patch" not in n]
+        others = [p for n, p in learned.items() if "embedding" not in n or "patch" in n]
         # The vocabulary's unused rows get no gradient; decay would only shrink them.
         apart = {"params": embeddings, "orthogonal": False, "lr": 0.3 * self.hparams.lr}
         optimizer = Muon([{"params": others}, apart], self.hparams.lr, self.hparams.weight_decay)
@@ -112,11 +125,15 @@ def export(module: ClipModule, folder: Path) -> None:
 
 def build(config):
     """Module, loader and finish for `escdiff.training.run`."""
-    module = ClipModule(config.optim.lr, config.trainer.max_steps, config.optim.warmup, config.optim.weight_decay)
+    optim, lock_text = config.optim, option(config, "optim.lock_text", False)
+    if lock_text and not config.init:
+        raise UserError("optim.lock_text=true needs a trained text tower: give init=FOLDER that holds clip/")
+    module = ClipModule(optim.lr, config.trainer.max_steps, optim.warmup, optim.weight_decay, lock_text)
+    if config.init:
+        module.clip.load_state_dict(CLIPModel.from_pretrained(Path(config.init) / "clip").float().state_dict())
     arrays = StillLifeArrays(config.data.root)
-    pictures, sampler = (
-        CaptionedPictures(arrays, config.seed),
-        AlikeBatches(arrays, config.data.batch_size, config.seed),
-    )
+    random_first = 0 if config.init else RANDOM_FIRST
+    pictures = CaptionedPictures(arrays, config.seed)
+    sampler = AlikeBatches(arrays, config.data.batch_size, config.seed, random_first)
     loader = DataLoader(pictures, batch_sampler=sampler, collate_fn=lambda batch: batch)
     return module, loader, lambda trained: export(trained, Path(config.export))

@@ -206,7 +206,10 @@ class EncoderModule(L.LightningModule):
 
     def configure_optimizers(self):
         named = {n: p for n, p in self.encoder.named_parameters() if p.requires_grad and "gate_logits" not in n}
+        # Muon is for what lies between input and output (Jordan); a head's last matrix is the largest, too.
+        last = tuple(f"heads.{a}.base.2.weight" for a in ATTRIBUTES)
         matrices = {n: p for n, p in named.items() if p.ndim == 2 and min(p.shape) > 8 and "positions" not in n}
+        matrices = {n: p for n, p in matrices.items() if n not in last}
         others = [p for n, p in named.items() if n not in matrices]
         gates = [p for p in self.encoder.gate_logits.values() if p.requires_grad]
         apart = {"weight_decay": 0.0, "orthogonal": False}
