@@ -43,7 +43,7 @@ def start(ray, workers: int) -> None:
     variables = {"PYTHONPATH": os.pathsep.join(path for path in paths if path), "OMP_NUM_THREADS": "1"}
     try:
         ray.init(runtime_env={"env_vars": variables}, logging_level="error", **options)
-    except (ConnectionError, RuntimeError, ValueError) as error:
+    except Exception as error:  # Ray raises bare ones: a node that starts too slowly, an address nobody answers
         what = f"Ray cannot be started or reached ({str(error).splitlines()[0]})"
         raise UserError(f"{what}; check RAY_ADDRESS or use --engine local") from error
 

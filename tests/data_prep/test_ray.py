@@ -5,12 +5,12 @@ import signal
 from pathlib import Path
 
 import pytest
+from stages import COMMANDS, begin, command, contents, make_pictures
 from trouble import make_trouble
 
 from data_prep.dataset import Run
 from data_prep.engine import Engine
 from data_prep.ingest import Ingest, ingest
-from data_prep.pairs import Pairs, pairs
 from data_prep.sources import make_plan
 from escdiff.errors import UserError
 
@@ -34,13 +34,25 @@ def cluster():
         ray.shutdown()
 
 
-def test_ingest_and_pairs(photos, tmp_path, here, contents_of):
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_gives_the_same_bytes(name, tmp_path, here, tiny_folder):
+    (tmp_path / "pictures").mkdir()
+    make_pictures(tmp_path / "pictures")
+    photos = tmp_path / "photos"
+    ingest(make_plan(tmp_path / "pictures", 6), photos, Ingest(), here)
+    made = []
+    for run in (here, RAY):
+        out = begin(name, photos, tmp_path / f"run-{len(made)}" / "set")
+        command(name, tmp_path / "pictures", photos, tiny_folder, run)(out)
+        made.append(contents(out))
+    assert made[0] == made[1] and made[0]
+
+
+def test_trouble_ends_in_the_same_quarantine(tmp_path, here):
     trouble = make_trouble(tmp_path / "pictures")
     for name, run in (("one", here), ("ray", RAY)):
         ingest(make_plan(trouble, 4), tmp_path / name, Ingest(), run)
-        pairs(photos, tmp_path / f"pairs-{name}", Pairs(size=32), run)
-    assert contents_of(tmp_path / "one") == contents_of(tmp_path / "ray")
-    assert contents_of(tmp_path / "pairs-one") == contents_of(tmp_path / "pairs-ray")
+    assert contents(tmp_path / "one") == contents(tmp_path / "ray")
 
 
 def work(job: tuple[str, int]) -> int:
