@@ -163,6 +163,18 @@ def layers(
     typer.echo(f"{out / 'layers.png'}, {out / 'layers.json'}")
 
 
+@app.command()
+def curves(
+    runs: Annotated[list[Path], typer.Argument(help="Run folders of `python train.py`, in the order they were run.")],
+    out: Annotated[Path, typer.Option(help="Picture to write.")] = Path("curves.png"),
+) -> None:
+    """Training curves, one panel per recipe; runs that went on from each other make one curve."""
+    from escdiff.evaluation.curves import draw_curves
+
+    draw_curves(runs, out)
+    typer.echo(out)
+
+
 def make_folder(out: Path) -> None:
     try:
         out.mkdir(parents=True, exist_ok=True)
