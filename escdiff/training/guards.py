@@ -13,6 +13,7 @@ import torch
 
 from escdiff.errors import UserError
 from escdiff.training.averaging import trainable
+from escdiff.training.monitor import Monitor
 
 log = logging.getLogger(__name__)
 
@@ -54,17 +55,17 @@ class GradientGuard(L.Callback):
     Gradients, not losses, are looked at: after their reduction all ranks see the same, so none steps alone.
     """
 
-    def __init__(self, clip: float | None = None, patience: int = 10) -> None:
-        self.clip, self.patience, self.bad = clip, patience, 0
+    def __init__(self, monitor: Monitor, clip: float | None = None, patience: int = 10) -> None:
+        self.monitor, self.clip, self.patience, self.bad = monitor, clip, patience, 0
 
     def on_before_optimizer_step(
         self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: torch.optim.Optimizer
     ) -> None:
         parameters = trainable(pl_module)
         norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
-        pl_module.log("train/grad_norm", norm)
         if torch.isfinite(norm):
             self.bad = 0
+            self.monitor.add("train/grad_norm", norm)
             if self.clip:
                 torch.nn.utils.clip_grads_with_norm_(parameters, self.clip, norm)
             return

@@ -3,6 +3,7 @@
 import json
 import logging
 import math
+import os
 import time
 from pathlib import Path
 from typing import Any
@@ -44,6 +45,8 @@ class JsonlLogger(Logger):
         line = json.dumps({"step": step, "time": round(time.time(), 3), **values})
         with open(self.path, "a") as file:  # opened anew each time, so a killed run loses nothing
             file.write(line + "\n")
+            file.flush()
+            os.fsync(file.fileno())  # before the checkpoint of this step
 
     @rank_zero_only
     def rewind(self, step: int) -> None:

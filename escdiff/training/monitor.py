@@ -19,12 +19,20 @@ class Monitor(L.Callback):
 
     From a training step that returns a dict it takes "loss", every scalar in "logs", and, where "error" (B,)
     and "timesteps" (B,) are there, the mean error per band of timestep indices as `train/loss_t{first}`.
+
+    It writes to the loggers itself. Lightning does so after all callbacks, so a run killed behind the checkpoint
+    of a step would never have that step's line; placed before the checkpoints, this one has it on the disk. An
+    interval that a stop cuts in two is kept through the checkpoint.
+
+    Attributes:
+        latest: the metrics logged last.
     """
 
     def __init__(self, batch_size: int) -> None:
         self.batch_size = batch_size
         self._sums: dict[str, Tensor] = {}
         self._counts: dict[str, Tensor] = {}
+        self.latest: dict[str, float] = {}
         self._clock, self._batches, self._step = time.monotonic(), 0, 0
 
     def on_train_start(self, trainer: L.Trainer, *_: Any) -> None:
@@ -40,11 +48,12 @@ class Monitor(L.Callback):
             self._add_bands(values["error"], values["timesteps"])
         self._batches += 1
         step = trainer.global_step
-        if step != self._step and step % trainer.log_every_n_steps == 0:
-            self._report(trainer, pl_module)
+        if step != self._step and (step % trainer.log_every_n_steps == 0 or step == trainer.max_steps):
+            self._report(trainer)
         self._step = step
 
     def add(self, name: str, value: Tensor, count: Tensor | int = 1) -> None:
+        """Take part of a mean: a sum over `count` things."""
         value = torch.as_tensor(value).detach().float()
         self._sums[name] = self._sums.get(name, torch.zeros_like(value)) + value
         self._counts[name] = self._counts.get(name, 0) + torch.as_tensor(count)
@@ -55,21 +64,32 @@ class Monitor(L.Callback):
             inside = (timesteps // width == band).to(error.dtype)
             self.add(f"train/loss_t{band * width}", (error * inside).sum(), inside.sum().detach())
 
-    def _report(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+    def _report(self, trainer: L.Trainer) -> None:
         means = {name: float(total) / float(self._counts[name]) for name, total in self._sums.items()
                  if float(self._counts[name]) > 0}  # fmt: skip
         seconds = max(time.monotonic() - self._clock, 1e-9)
         rate = self._batches * self.batch_size * trainer.world_size / seconds
-        pl_module.log_dict(means)
-        pl_module.log("throughput/samples_per_s", rate, prog_bar=True)
+        self.latest = {**means, "throughput/samples_per_s": rate}
+        for logger in trainer.loggers:
+            logger.log_metrics(self.latest, trainer.global_step - 1)  # steps count from 0
         self._sums, self._counts = {}, {}
         self._clock, self._batches = time.monotonic(), 0
 
+    def state_dict(self) -> dict[str, Any]:
+        return {"sums": self._sums, "counts": self._counts}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._sums, self._counts = state_dict["sums"], state_dict["counts"]
+
 
 class ProgressLine(L.Callback):
-    """A progress bar on a terminal, else a plain line every `seconds`; on standard error, rank zero only."""
+    """A progress bar on a terminal, else a plain line every `seconds`; on standard error, rank zero only.
 
-    def __init__(self, seconds: float = 30.0) -> None:
+    It shows loss, throughput, and those of the module's logs that its `progress` names.
+    """
+
+    def __init__(self, monitor: Monitor, seconds: float = 30.0) -> None:
+        self.monitor = monitor
         self.seconds, self._bar, self._task, self._last, self._first = seconds, None, None, 0.0, (0.0, 0)
 
     def on_train_start(self, trainer: L.Trainer, *_: Any) -> None:
@@ -85,18 +105,25 @@ class ProgressLine(L.Callback):
             )
             self._bar.start()
 
-    def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
         if not trainer.is_global_zero:
             return
+        values = self._values(pl_module)
         if self._bar is not None:
-            self._bar.update(self._task, completed=trainer.global_step, values=_values(trainer))
+            self._bar.update(self._task, completed=trainer.global_step, values=values)
         elif time.monotonic() - self._last > self.seconds or trainer.global_step >= trainer.max_steps:
             self._last = time.monotonic()
             start, first = self._first
             pace = (self._last - start) / max(trainer.global_step - first, 1)
             left = pace * max(trainer.max_steps - trainer.global_step, 0) / 60
-            line = f"step {trainer.global_step}/{trainer.max_steps}  {_values(trainer)}  {left:.0f} min left"
+            line = f"step {trainer.global_step}/{trainer.max_steps}  {values}  {left:.0f} min left"
             print(line, file=sys.stderr, flush=True)
+
+    def _values(self, pl_module: L.LightningModule) -> str:
+        chosen = [f"train/{name}" for name in getattr(pl_module, "progress", ())]
+        names = ("train/loss_mean", *chosen, "throughput/samples_per_s")
+        latest = self.monitor.latest
+        return "  ".join(f"{name.split('/')[-1]} {latest[name]:.4g}" for name in names if name in latest)
 
     def teardown(self, *_: Any, **__: Any) -> None:
         if self._bar is not None:
@@ -104,8 +131,3 @@ class ProgressLine(L.Callback):
             self._bar = None
 
     on_exception = teardown
-
-
-def _values(trainer: L.Trainer) -> str:
-    names = ((name.split("/")[-1], value) for name, value in trainer.progress_bar_metrics.items())
-    return "  ".join(f"{name} {float(value):.4g}" for name, value in names)

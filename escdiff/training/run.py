@@ -95,13 +95,13 @@ def find_recipe(name: str):
 def make_trainer(config: Any, folder: RunFolder, average: Average, extra: Sequence[L.Callback] = ()) -> L.Trainer:
     """Lightning's trainer with this project's callbacks; their order matters, checkpoints come last."""
     get = lambda name, default: option(config, f"trainer.{name}", default)  # noqa: E731
-    batch_size = option(config, "data.batch_size", 1)
+    monitor = Monitor(option(config, "data.batch_size", 1))
     callbacks = [
         StepSeeds(config.seed),
-        GradientGuard(option(config, "optim.clip", 1.0)),
+        GradientGuard(monitor, option(config, "optim.clip", 1.0)),
         average,
-        Monitor(batch_size),
-        ProgressLine(),
+        monitor,
+        ProgressLine(monitor),
         *extra,
         CleanStop(get("max_minutes", None)),
         SampleGrid(folder.samples, average, get("sample_steps", 0)),
