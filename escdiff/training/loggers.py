@@ -1,5 +1,6 @@
 """Loggers: a local JSONL file is the truth; wandb and TensorBoard are mirrors that may fail without harm."""
 
+import errno
 import json
 import logging
 import math
@@ -26,7 +27,7 @@ class JsonlLogger(Logger):
 
     def __init__(self, path: str | Path) -> None:
         super().__init__()
-        self.path = Path(path)
+        self.path, self._waiting = Path(path), b""
 
     @property
     def name(self) -> str:
@@ -43,10 +44,23 @@ class JsonlLogger(Logger):
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
         values = {k: v if math.isfinite(v) else None for k, v in ((k, float(v)) for k, v in metrics.items())}
         line = json.dumps({"step": step, "time": round(time.time(), 3), **values})
-        with open(self.path, "a") as file:  # opened anew each time, so a killed run loses nothing
-            file.write(line + "\n")
-            file.flush()
-            os.fsync(file.fileno())  # before the checkpoint of this step
+        self._waiting += (line + "\n").encode()
+        try:
+            self._append()
+        except OSError as error:  # a full disk; the lines wait for room
+            log.warning("the metrics of step %s could not be written: %s", step, error)
+
+    def _append(self) -> None:
+        with open(self.path, "ab", buffering=0) as file:  # opened anew each time, so a killed run loses nothing
+            before = file.tell()
+            try:
+                if file.write(self._waiting) < len(self._waiting):
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+                os.fsync(file.fileno())  # before the checkpoint of this step
+            except OSError:
+                os.truncate(self.path, before)  # no half lines
+                raise
+        self._waiting = b""
 
     @rank_zero_only
     def rewind(self, step: int) -> None:

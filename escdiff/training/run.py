@@ -16,6 +16,7 @@ import torch
 from escdiff.errors import UserError
 from escdiff.training.averaging import Average
 from escdiff.training.callbacks import Checkpoints, SampleGrid
+from escdiff.training.checkpoint_io import CheckpointFolder
 from escdiff.training.feeding import EndlessData, ensure_data
 from escdiff.training.guards import CleanStop, GradientGuard, StepSeeds
 from escdiff.training.loggers import make_loggers
@@ -73,8 +74,14 @@ def train(config: Any, callbacks: Sequence[L.Callback] = ()) -> None:
     done = trainer.global_step >= trainer.max_steps
     if trainer.is_global_zero:
         if done:
-            with average.applied(module):
-                finish(module)
+            try:
+                with average.applied(module):
+                    finish(module)
+            except OSError as error:
+                what = f"the result could not be written ({error})"
+                raise UserError(
+                    f"{what}; mend that and give the same command again: nothing is trained anew"
+                ) from error
         folder.write_manifest(status="finished" if done else "stopped", step=trainer.global_step)
     if not done:
         log.warning("stopped at step %d; the same command goes on from there", trainer.global_step)
@@ -95,6 +102,7 @@ def find_recipe(name: str):
 def make_trainer(config: Any, folder: RunFolder, average: Average, extra: Sequence[L.Callback] = ()) -> L.Trainer:
     """Lightning's trainer with this project's callbacks; their order matters, checkpoints come last."""
     get = lambda name, default: option(config, f"trainer.{name}", default)  # noqa: E731
+    files = CheckpointFolder(get("keep", 2))
     monitor = Monitor(option(config, "data.batch_size", 1))
     callbacks = [
         StepSeeds(config.seed),
@@ -106,7 +114,7 @@ def make_trainer(config: Any, folder: RunFolder, average: Average, extra: Sequen
         CleanStop(get("max_minutes", None)),
         SampleGrid(folder.samples, average, get("sample_steps", 0)),
         Checkpoints(
-            folder.checkpoints, average, get("save_minutes", 5.0), get("save_steps", None), get("keep", 2),
+            files, folder.checkpoints, average, get("save_minutes", 5.0), get("save_steps", None),
             folder.path / "export",
         ),
     ]  # fmt: skip
@@ -116,7 +124,7 @@ def make_trainer(config: Any, folder: RunFolder, average: Average, extra: Sequen
         accelerator=get("accelerator", "auto"), devices=get("devices", "auto"), num_nodes=get("num_nodes", 1),
         strategy=get("strategy", "auto"), precision=get("precision", "32-true"),
         max_steps=get("max_steps", 1000), max_epochs=-1, accumulate_grad_batches=get("accumulate", 1),
-        log_every_n_steps=get("log_steps", 50), callbacks=callbacks, logger=loggers,
+        log_every_n_steps=get("log_steps", 50), callbacks=callbacks, logger=loggers, plugins=[files],
         default_root_dir=folder.path, use_distributed_sampler=False,
         enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
         num_sanity_val_steps=0, limit_val_batches=0,

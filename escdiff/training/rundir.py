@@ -16,6 +16,7 @@ from torch import nn
 
 from escdiff.data.index import write_atomic
 from escdiff.errors import UserError
+from escdiff.training import checkpoint_io
 from escdiff.training.options import to_plain
 
 PACKAGES = ("escdiff", "torch", "lightning", "diffusers", "transformers", "peft", "open_clip_torch")
@@ -51,22 +52,18 @@ class RunFolder:
 
     def saved(self) -> list[Path]:
         """Checkpoints, the newest (furthest) first."""
-        return sorted(self.checkpoints.glob("step-*.ckpt"), reverse=True)
+        return checkpoint_io.saved(self.checkpoints)
 
     def newest_checkpoint(self) -> Path | None:
-        """The furthest checkpoint that can be read, None where there is none.
+        """The furthest checkpoint that is sound, None where there is none.
 
         Raises:
             UserError: there are some and none can be read.
         """
         saved = self.saved()
         for path in saved:
-            try:
-                if "global_step" in torch.load(path, map_location="cpu", mmap=True, weights_only=True):
-                    return path
-                reason = "it is no training checkpoint"
-            except Exception as error:  # a damaged file fails in whatever way its bytes lead to
-                reason = str(error).strip().splitlines()[0] if str(error) else type(error).__name__
+            if (reason := checkpoint_io.damage(path)) is None:
+                return path
             log.warning("the checkpoint %s cannot be read (%s); trying the one before", path, reason)
         if saved:
             raise UserError(f"no checkpoint in {self.checkpoints} can be read; delete them to start anew")
