@@ -16,6 +16,7 @@ import signal
 import sys
 import tempfile
 import time
+import traceback
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -37,10 +38,10 @@ def make_config(folder: Path, steps: int) -> SimpleNamespace:
     return SimpleNamespace(
         recipe="encoder", seed=5, run_dir=str(folder / "straight"), resume=True,
         backbone=SimpleNamespace(name=str(folder / "backbone")), space=SimpleNamespace(stages=1),
-        encoder=SimpleNamespace(vision=str(folder / "tower"), features=256, branch_rank=2),
+        encoder=SimpleNamespace(vision=str(folder / "tower"), features=64, branch_rank=2),
         data=SimpleNamespace(root=str(folder / "world"), batch_size=4, val_fraction=0.0),
         optim=SimpleNamespace(lr=1e-3, warmup=2, ema=0.9), loss=SimpleNamespace(draws=2, cells=4),
-        trainer=SimpleNamespace(max_steps=steps, accelerator="cpu", devices=1, log_steps=2, save_steps=1, keep=10**6),
+        trainer=SimpleNamespace(max_steps=steps, accelerator="cpu", devices=1, log_steps=2, save_steps=1, keep=steps),
     )  # fmt: skip
 
 
@@ -59,8 +60,7 @@ def fork(config: SimpleNamespace, told: int | None = None) -> int:
         return child
     status = 1
     try:
-        null = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(null, 2)
+        os.dup2(os.open(f"{config.run_dir}.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND), 2)
         if told is not None:
             write = checkpoint_io.write_verified
 
@@ -71,6 +71,8 @@ def fork(config: SimpleNamespace, told: int | None = None) -> int:
             checkpoint_io.write_verified = announced
         run.train(config)
         status = 0
+    except BaseException:
+        traceback.print_exc()
     finally:
         os._exit(status)
 
@@ -113,7 +115,7 @@ def main() -> None:
     quiet_libraries()
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as temporary:
-        os.environ["TMPDIR"] = args.temporary
+        os.environ["TMPDIR"], tempfile.tempdir = args.temporary, None  # read anew
         folder = Path(args.keep or temporary).absolute()
         steps = 2 * args.kills + 10
         prepare(folder)

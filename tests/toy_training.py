@@ -31,8 +31,11 @@ class Toy(L.LightningModule):
         self.seen.append(batch.clone())
         timesteps = torch.randint(0, 1000, (len(batch),))
         error = (self.net(batch + torch.randn_like(batch)) - self.frozen(batch)).square().mean(1)
-        loss = error.mean() * (float("nan") if self.global_step >= self.break_from else 1.0)
+        loss = error.mean() * (float("nan") if self.breaks() else 1.0)
         return {"loss": loss, "error": error.detach(), "timesteps": timesteps, "logs": {"extra": loss * 2}}
+
+    def breaks(self) -> bool:
+        return self.global_step >= self.break_from
 
     def configure_optimizers(self):
         optimizer = torch.optim.AdamW(self.net.parameters(), lr=0.01)
@@ -50,7 +53,8 @@ FINISHED: list[Toy] = []
 def build(config):
     data = Rows(10)
     sampler = EpochSampler(10, config.data.batch_size, config.seed)
-    loader = DataLoader(data, batch_sampler=sampler, collate_fn=lambda batch: batch)
+    workers = getattr(config.data, "num_workers", 0)
+    loader = DataLoader(data, batch_sampler=sampler, collate_fn=lambda batch: batch, num_workers=workers)
     return Toy(config.break_from), loader, FINISHED.append
 
 

@@ -55,8 +55,9 @@ class Monitor(L.Callback):
     def add(self, name: str, value: Tensor, count: Tensor | int = 1) -> None:
         """Take part of a mean: a sum over `count` things."""
         value = torch.as_tensor(value).detach().float()
-        self._sums[name] = self._sums.get(name, torch.zeros_like(value)) + value
-        self._counts[name] = self._counts.get(name, 0) + torch.as_tensor(count)
+        finite = torch.isfinite(value)  # a skipped step spoils no mean
+        self._sums[name] = self._sums.get(name, torch.zeros_like(value)) + torch.where(finite, value, 0.0)
+        self._counts[name] = self._counts.get(name, 0) + finite * count
 
     def _add_bands(self, error: Tensor, timesteps: Tensor) -> None:
         width = TIMESTEPS // BANDS

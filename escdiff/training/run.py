@@ -22,6 +22,7 @@ from escdiff.training.guards import CleanStop, GradientGuard, StepSeeds
 from escdiff.training.loggers import make_loggers
 from escdiff.training.monitor import Monitor, ProgressLine
 from escdiff.training.options import option
+from escdiff.training.ranks import BatchEnd, RankWatch
 from escdiff.training.rundir import RunFolder, environment
 
 RECIPES = {
@@ -40,8 +41,8 @@ def train(config: Any, callbacks: Sequence[L.Callback] = ()) -> None:
 
     Read by attribute: recipe, seed, run_dir, resume; data (see `ensure_data`, and batch_size); optim.ema,
     optim.clip; trainer.max_steps, accelerator, devices, num_nodes, strategy, precision, accumulate, threads,
-    log_steps, save_minutes, save_steps, keep, sample_steps, max_minutes; logger.name. On one process a run
-    that was stopped and resumed gives bit for bit what it would have given in one go.
+    log_steps, save_minutes, save_steps, keep, sample_steps, max_minutes, max_skips, stall_seconds; logger.name.
+    On one process a run that was stopped and resumed gives bit for bit what it would have given in one go.
 
     Raises:
         UserError: an unknown recipe, data or checkpoints that do not fit, or too little disk space.
@@ -100,13 +101,15 @@ def find_recipe(name: str):
 
 
 def make_trainer(config: Any, folder: RunFolder, average: Average, extra: Sequence[L.Callback] = ()) -> L.Trainer:
-    """Lightning's trainer with this project's callbacks; their order matters, checkpoints come last."""
+    """Lightning's trainer with our callbacks; their order matters, checkpoints come behind what has a state."""
     get = lambda name, default: option(config, f"trainer.{name}", default)  # noqa: E731
+    watch = RankWatch(get("stall_seconds", 60.0))
     files = CheckpointFolder(get("keep", 2))
     monitor = Monitor(option(config, "data.batch_size", 1))
     callbacks = [
+        watch,
         StepSeeds(config.seed),
-        GradientGuard(monitor, option(config, "optim.clip", 1.0)),
+        GradientGuard(monitor, folder.path / "skipped.jsonl", option(config, "optim.clip", 1.0), get("max_skips", 10)),
         average,
         monitor,
         ProgressLine(monitor),
@@ -117,6 +120,7 @@ def make_trainer(config: Any, folder: RunFolder, average: Average, extra: Sequen
             files, folder.checkpoints, average, get("save_minutes", 5.0), get("save_steps", None),
             folder.path / "export",
         ),
+        BatchEnd(watch),
     ]  # fmt: skip
     loggers = make_loggers(config, folder.path)
     callbacks.insert(0, Rewind(loggers[0]))
