@@ -1,4 +1,4 @@
-"""Callbacks that watch: window means, loss by timestep band, throughput, and the progress line."""
+"""Callbacks that watch: window means, loss by timestep band, and the progress line."""
 
 import sys
 import time
@@ -7,15 +7,18 @@ from typing import Any
 
 import lightning as L
 import torch
+from lightning.pytorch.utilities import rank_zero_only
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
+
+from escdiff.training.speed import Speed
 
 BANDS, TIMESTEPS = 4, 1000
 
 
 class Monitor(L.Callback):
-    """Logs, each logging interval, means over all its batches (a single batch's loss says little).
+    """Logs, each logging interval, means over all its batches on all ranks (a single batch's loss says little).
 
     From a training step that returns a dict it takes "loss", every scalar in "logs", and, where "error" (B,)
     and "timesteps" (B,) are there, the mean error per band of timestep indices as `train/loss_t{first}`.
@@ -28,15 +31,15 @@ class Monitor(L.Callback):
         latest: the metrics logged last.
     """
 
-    def __init__(self, batch_size: int) -> None:
-        self.batch_size = batch_size
+    def __init__(self, speed: Speed) -> None:
+        self.speed = speed
         self._sums: dict[str, Tensor] = {}
         self._counts: dict[str, Tensor] = {}
         self.latest: dict[str, float] = {}
-        self._clock, self._batches, self._step = time.monotonic(), 0, 0
+        self._step = 0
 
     def on_train_start(self, trainer: L.Trainer, *_: Any) -> None:
-        self._clock, self._step = time.monotonic(), trainer.global_step
+        self._step = trainer.global_step
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, *_: Any) -> None:
         values = outputs if isinstance(outputs, Mapping) else {"loss": outputs}
@@ -46,7 +49,6 @@ class Monitor(L.Callback):
             self.add(f"train/{name}", value)
         if "error" in values and "timesteps" in values:
             self._add_bands(values["error"], values["timesteps"])
-        self._batches += 1
         step = trainer.global_step
         if step != self._step and (step % trainer.log_every_n_steps == 0 or step == trainer.max_steps):
             self._report(trainer)
@@ -66,21 +68,25 @@ class Monitor(L.Callback):
             self.add(f"train/loss_t{band * width}", (error * inside).sum(), inside.sum().detach())
 
     def _report(self, trainer: L.Trainer) -> None:
-        means = {name: float(total) / float(self._counts[name]) for name, total in self._sums.items()
-                 if float(self._counts[name]) > 0}  # fmt: skip
-        seconds = max(time.monotonic() - self._clock, 1e-9)
-        rate = self._batches * self.batch_size * trainer.world_size / seconds
-        self.latest = {**means, "throughput/samples_per_s": rate}
+        own = {name: (float(total), float(self._counts[name])) for name, total in self._sums.items()}
+        ranks = [own] * trainer.world_size
+        if trainer.world_size > 1:
+            torch.distributed.all_gather_object(ranks, own)
+        sums = {
+            name: [sum(parts) for parts in zip(*(r[name] for r in ranks if name in r), strict=True)] for name in own
+        }
+        means = {name: total / count for name, (total, count) in sums.items() if count > 0}
+        self.latest = {**means, **self.speed.report(trainer)}
         for logger in trainer.loggers:
             logger.log_metrics(self.latest, trainer.global_step - 1)  # steps count from 0
         self._sums, self._counts = {}, {}
-        self._clock, self._batches = time.monotonic(), 0
 
     def state_dict(self) -> dict[str, Any]:
         return {"sums": self._sums, "counts": self._counts}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self._sums, self._counts = state_dict["sums"], state_dict["counts"]
+        if rank_zero_only.rank == 0:  # whose state it is
+            self._sums, self._counts = state_dict["sums"], state_dict["counts"]
 
 
 class ProgressLine(L.Callback):

@@ -24,6 +24,7 @@ from escdiff.training.monitor import Monitor, ProgressLine
 from escdiff.training.options import option
 from escdiff.training.ranks import BatchEnd, RankWatch
 from escdiff.training.rundir import RunFolder, environment
+from escdiff.training.speed import Speed
 
 RECIPES = {
     "clip": "escdiff.training.clip_module:build",
@@ -105,12 +106,14 @@ def make_trainer(config: Any, folder: RunFolder, average: Average, extra: Sequen
     get = lambda name, default: option(config, f"trainer.{name}", default)  # noqa: E731
     watch = RankWatch(get("stall_seconds", 60.0))
     files = CheckpointFolder(get("keep", 2))
-    monitor = Monitor(option(config, "data.batch_size", 1))
+    speed = Speed(option(config, "data.batch_size", 1))
+    monitor = Monitor(speed)
     callbacks = [
         watch,
         StepSeeds(config.seed),
         GradientGuard(monitor, folder.path / "skipped.jsonl", option(config, "optim.clip", 1.0), get("max_skips", 10)),
         average,
+        speed,
         monitor,
         ProgressLine(monitor),
         *extra,
@@ -129,7 +132,7 @@ def make_trainer(config: Any, folder: RunFolder, average: Average, extra: Sequen
         strategy=get("strategy", "auto"), precision=get("precision", "32-true"),
         max_steps=get("max_steps", 1000), max_epochs=-1, accumulate_grad_batches=get("accumulate", 1),
         log_every_n_steps=get("log_steps", 50), callbacks=callbacks, logger=loggers, plugins=[files],
-        default_root_dir=folder.path, use_distributed_sampler=False,
+        profiler=speed.clock, default_root_dir=folder.path, use_distributed_sampler=False,
         enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
         num_sanity_val_steps=0, limit_val_batches=0,
     )  # fmt: skip
