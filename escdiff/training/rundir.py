@@ -69,6 +69,26 @@ class RunFolder:
             raise UserError(f"no checkpoint in {self.checkpoints} can be read; delete them to start anew")
         return None
 
+    def manifest(self) -> dict[str, Any]:
+        """What manifest.json says; nothing where there is none."""
+        try:
+            return json.loads((self.path / "manifest.json").read_text())
+        except (OSError, ValueError):
+            return {}
+
+    def lines(self) -> list[dict[str, Any]]:
+        """The logged metrics, one dict per line; none where there is no file."""
+        try:
+            return [json.loads(line) for line in self.metrics.read_text().splitlines()]
+        except (OSError, ValueError):
+            return []
+
+    def metric(self, name: str) -> float | None:
+        """Mean of a metric over the last tenth of the lines that have it."""
+        values = [line[name] for line in self.lines() if line.get(name) is not None]
+        last = values[-max(1, len(values) // 10) :]
+        return sum(last) / len(last) if last else None
+
     def check_fresh(self) -> None:
         """Refuse to start anew over the checkpoints of an earlier run.
 
@@ -98,12 +118,7 @@ class RunFolder:
 
     def write_manifest(self, **values: Any) -> None:
         """Merge `values` into manifest.json."""
-        path = self.path / "manifest.json"
-        try:
-            known = json.loads(path.read_text())
-        except (OSError, ValueError):
-            known = {}
-        write_atomic(path, json.dumps({**known, **values}, indent=1).encode())
+        write_atomic(self.path / "manifest.json", json.dumps({**self.manifest(), **values}, indent=1).encode())
 
 
 def environment() -> dict[str, Any]:
