@@ -9,18 +9,18 @@ from types import SimpleNamespace
 
 from escdiff.cli.compose import (
     compose,
-    configs_folder,
     door,
     options,
     reject_unknown,
     show,
     unknown_key,
 )
+from escdiff.cli.sweep import SWEEP, check_extras, sweep
 from escdiff.errors import UserError
 
 TEXTS = ("data.root", "data.shards", "data.references", "run_dir", "run_id", "export", "init", "backbone.name")
-SWEEP = {"-m", "--multirun"}
-GROUPS = ("experiment", "backbone", "encoder", "space", "data", "loss", "trainer", "logger", "method", "debug")
+GROUPS = ("experiment", "backbone", "encoder", "space", "data", "loss", "trainer", "logger", "method",
+          "hparams_search", "launcher", "debug")  # fmt: skip
 HELP = """Train the concept encoder, a part of the bundled model, or make a concept by one of the field's methods.
 
   python train.py                                    the encoder for the bundled model, on Still Life
@@ -29,7 +29,10 @@ HELP = """Train the concept encoder, a part of the bundled model, or make a conc
   python train.py trainer=ddp trainer.devices=8      on eight GPUs; torchrun and SLURM: configs/trainer/multinode.yaml
   python train.py optim.lr=1e-4 trainer.max_steps=50 any key below, with dots
   python train.py method=xti data.references=DIR     a concept from 1 to 5 pictures, for `python infer.py concept=FILE`
-  python train.py -m encoder.gates=learned,hand,none a sweep; finished cells are skipped
+  python train.py -m encoder.gates=learned,hand,none a sweep; finished cells are skipped, stopped ones go on
+  python train.py -m hparams_search=optuna           Optuna chooses; configs/hparams_search/optuna.yaml
+  python train.py -m launcher=slurm ...              a sweep's cells as jobs of SLURM; or launcher=ray
+  python -m escdiff.cli.runs outputs/sweeps/encoder  all runs of a folder as a table
 
 A run that was stopped goes on from its newest checkpoint when the same command is given again.
 
@@ -84,28 +87,6 @@ def _namespace(value):
     return SimpleNamespace(**value) if isinstance(value, dict) else value
 
 
-def sweep(argv: Sequence[str]) -> None:
-    """Hydra's multirun; each cell has its own run folder, named after what the sweep varies."""
-    import hydra
-    from hydra.core.hydra_config import HydraConfig
-    from hydra.core.override_parser.overrides_parser import OverridesParser
-    from omegaconf import DictConfig, OmegaConf
-
-    given = OverridesParser.create().parse_overrides([a for a in argv if a not in SWEEP])
-    swept = [override.get_key_element() for override in given if override.is_sweep_override()]
-    varied = swept or [key for o in given if (key := o.get_key_element()) not in ("experiment", *TEXTS)]
-
-    @hydra.main(config_path=str(configs_folder().absolute()), config_name="train", version_base="1.3")
-    def run_cell(config: DictConfig) -> None:
-        values = OmegaConf.to_container(config, resolve=True)
-        cell = [o for o in HydraConfig.get().overrides.task if o.split("=")[0] in varied]
-        name = ",".join(cell).replace("/", "-") or "default"
-        values["run_id"], values["run_dir"] = name, f"{values['sweep_dir']}/{name}"
-        run(values)
-
-    run_cell()
-
-
 def name_run(values: dict, argv: Sequence[str]) -> None:
     """Runs with other references get another folder, unless the command names one."""
     given = {argument.split("=")[0] for argument in argv}
@@ -122,8 +103,9 @@ def short_name(path: str) -> str:
 
 def _main(argv: list[str]) -> None:
     if SWEEP & set(argv):
-        sweep(argv)
+        sweep(argv, run, TEXTS)
         return
+    check_extras(argv)
     values = compose("train", argv, TEXTS)
     name_run(values, argv)
     reject_unknown("train", values, argv, but=("encoder.", "loss."))  # their own classes judge those, see `run`

@@ -1,7 +1,6 @@
 """Callbacks that write: checkpoints and sample grids."""
 
 import logging
-import os
 import time
 from pathlib import Path
 from typing import Any
@@ -9,33 +8,36 @@ from typing import Any
 import lightning as L
 from lightning.pytorch.utilities import rank_zero_only
 
-from escdiff.data.index import temporary_beside
 from escdiff.training.averaging import Average
+from escdiff.training.checkpoint_io import CheckpointFolder
 
+RETRY_SECONDS, LAST_SECONDS = 60.0, 600.0
 log = logging.getLogger(__name__)
 
 
 class Checkpoints(L.Callback):
-    """Saves every so many minutes, at the last step and at a clean stop; keeps the newest few.
+    """Saves every so many minutes, at the last step and at a clean stop; how: `escdiff.training.checkpoint_io`.
 
-    A checkpoint is written beside its name, flushed to the disk and renamed, so a name that ends in .ckpt
-    always holds a whole one. Modules with a method `export(folder)` are also exported then, with averaged
-    weights.
+    What could not be saved is tried again after `RETRY_SECONDS`, at the end of a run for `LAST_SECONDS` long.
+    Modules with a method `export(folder)` are also exported then, with averaged weights.
 
     Place it last among the callbacks: what it saves must be the state after all of them.
     """
 
     def __init__(
-        self, folder: Path, average: Average, minutes: float = 5.0, steps: int | None = None, keep: int = 2,
+        self, files: CheckpointFolder, folder: Path, average: Average, minutes: float = 5.0, steps: int | None = None,
         export_to: Path | None = None,
     ) -> None:  # fmt: skip
-        self.folder, self.average, self.minutes, self.steps, self.keep = folder, average, minutes, steps, keep
+        self.files, self.folder, self.average, self.minutes, self.steps = files, folder, average, minutes, steps
         self.export_to = export_to
         self._last = time.monotonic()
         self._step = 0
 
     def on_train_start(self, trainer: L.Trainer, *_: Any) -> None:
         self._last, self._step = time.monotonic(), trainer.global_step
+        if trainer.is_global_zero:
+            for left in self.folder.glob(".step-*"):  # of a run that was killed while saving
+                left.unlink()
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
         if trainer.global_step == self._step:  # in the middle of an accumulated step
@@ -45,30 +47,31 @@ class Checkpoints(L.Callback):
         if final or self._due(trainer):
             self.save(trainer, pl_module)
             self._last = time.monotonic()
+        if final:
+            self._insist(trainer)
 
     def _due(self, trainer: L.Trainer) -> bool:
         if self.steps and self._step % self.steps == 0:
             return True
-        late = time.monotonic() - self._last > 60 * self.minutes
+        wait = RETRY_SECONDS if self.files.error else 60 * self.minutes
+        late = time.monotonic() - self._last > min(wait, 60 * self.minutes)
         return trainer.strategy.reduce_boolean_decision(late, all=False) if trainer.world_size > 1 else late
 
     def save(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Write the checkpoint of this step; a full disk is reported and survived."""
-        target = self.folder / f"step-{trainer.global_step:09d}.ckpt"
-        temporary = temporary_beside(target)
-        try:
-            trainer.save_checkpoint(temporary, weights_only=False)
-            if trainer.is_global_zero:
-                flush(temporary)
-                os.replace(temporary, target)
-                flush(target.parent)
-                for old in sorted(self.folder.glob("step-*.ckpt"), reverse=True)[self.keep :]:
-                    old.unlink()
-        except OSError as error:
-            temporary.unlink(missing_ok=True)
-            log.warning("the checkpoint of step %d could not be written: %s", trainer.global_step, error)
-            return
+        """Write the checkpoint of this step."""
+        trainer.save_checkpoint(self.folder / f"step-{trainer.global_step:09d}.ckpt", weights_only=False)
         self._export(pl_module)
+
+    def _insist(self, trainer: L.Trainer) -> None:
+        """The last state of a run is worth waiting for room on the disk."""
+        end = time.monotonic() + LAST_SECONDS
+        while True:
+            self.files.wait()
+            again = self.files.error is not None and time.monotonic() < end
+            if not trainer.strategy.broadcast(again):
+                return
+            time.sleep(RETRY_SECONDS / 4)
+            trainer.save_checkpoint(self.folder / f"step-{trainer.global_step:09d}.ckpt", weights_only=False)
 
     @rank_zero_only
     def _export(self, pl_module: L.LightningModule) -> None:
@@ -79,15 +82,6 @@ class Checkpoints(L.Callback):
                 pl_module.export(self.export_to)
         except OSError as error:
             log.warning("the export to %s failed: %s", self.export_to, error)
-
-
-def flush(path: Path) -> None:
-    """Push a file or folder through to the disk."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 class SampleGrid(L.Callback):

@@ -6,6 +6,7 @@ backbone's text encoder as it stands and the vision tower is the concept encoder
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import lightning as L
 import numpy as np
@@ -80,6 +81,8 @@ class ClipModule(L.LightningModule):
     A locked text tower stays bit for bit what U-Nets were trained on; the two projections still learn.
     """
 
+    progress = ("top1",)
+
     def __init__(
         self, lr: float, max_steps: int, warmup: int = 100, weight_decay: float = 0.1, lock_text: bool = False
     ) -> None:
@@ -89,13 +92,12 @@ class ClipModule(L.LightningModule):
         self.clip.text_model.requires_grad_(not lock_text)
         self.clip.train()
 
-    def training_step(self, batch: tuple[Tensor, Tensor], _: int) -> Tensor:
+    def training_step(self, batch: tuple[Tensor, Tensor], _: int) -> dict[str, Any]:
         pixels, ids = batch
         out = self.clip(input_ids=ids, pixel_values=normalise(pixels))
         loss = self.loss(out.image_embeds, out.text_embeds, self.clip.logit_scale.exp())
         right = (out.logits_per_image.argmax(-1) == torch.arange(len(ids), device=ids.device)).float().mean()
-        self.log_dict({"train/loss": loss, "train/top1": right}, prog_bar=True)
-        return loss
+        return {"loss": loss, "logs": {"top1": right}}
 
     def on_train_batch_end(self, *_) -> None:
         with torch.no_grad():

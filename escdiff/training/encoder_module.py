@@ -110,9 +110,8 @@ class EncoderModule(L.LightningModule):
             **self.regularizers(features, residuals),
             **self.word_terms(batch, residuals, ~dropped["shape"] & ~dropped["appearance"]),
         }
-        self.log_gates()
         error = (output.detach() - target).square().mean((1, 2, 3))
-        logs = {name: value.detach() for name, value in terms.items()}
+        logs = {name: value.detach() for name, value in terms.items()} | self.gate_logs()
         return {"loss": sum(terms.values()), "error": error, "timesteps": timesteps, "logs": logs}
 
     def words_step(self, batch: dict[str, Any], features: dict[str, Tensor]) -> dict[str, Any]:
@@ -197,12 +196,12 @@ class EncoderModule(L.LightningModule):
             terms["independence"] = objective.pairs_every * objective.independence * related
         return terms
 
-    def log_gates(self) -> None:
+    def gate_logs(self) -> dict[str, Tensor]:
+        """Every layer's gates, at the steps that are logged."""
         if (self.global_step + 1) % self.trainer.log_every_n_steps:
-            return
-        for attribute, gates in self.encoder.gates().items():
-            values = gates.detach().mean(1).tolist()
-            self.log_dict({f"gates/{attribute}/{layer:02d}": value for layer, value in enumerate(values)})
+            return {}
+        gates = {attribute: values.detach().mean(1) for attribute, values in self.encoder.gates().items()}
+        return {f"gates/{a}/{layer:02d}": value for a, values in gates.items() for layer, value in enumerate(values)}
 
     def configure_optimizers(self):
         named = {n: p for n, p in self.encoder.named_parameters() if p.requires_grad and "gate_logits" not in n}

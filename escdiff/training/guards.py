@@ -1,10 +1,13 @@
 """Callbacks that keep a run sound: randomness by step, no step on a broken gradient, a clean stop."""
 
+import json
 import logging
 import random
 import signal
 import threading
 import time
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import lightning as L
@@ -13,6 +16,7 @@ import torch
 
 from escdiff.errors import UserError
 from escdiff.training.averaging import trainable
+from escdiff.training.monitor import Monitor
 
 log = logging.getLogger(__name__)
 
@@ -48,34 +52,58 @@ class StepSeeds(L.Callback):
 
 
 class GradientGuard(L.Callback):
-    """Clips the gradient's norm; skips a step whose gradient is not finite, ends the run after several such.
+    """Clips the gradient's norm; a step whose loss or gradient is not finite on any rank is skipped on all of them.
 
-    Clipping here, not in the trainer, costs one norm instead of two and goes with fused optimizers.
-    Gradients, not losses, are looked at: after their reduction all ranks see the same, so none steps alone.
+    Such a step is written down in `record`, one JSON object per line: step, and per rank its loss and the "key"s of
+    its batches. After `patience` of them in a row the run ends. Clipping here, not in the trainer, costs one norm
+    instead of two and goes with fused optimizers.
     """
 
-    def __init__(self, clip: float | None = None, patience: int = 10) -> None:
-        self.clip, self.patience, self.bad = clip, patience, 0
+    def __init__(self, monitor: Monitor, record: Path, clip: float | None = None, patience: int = 10) -> None:
+        self.monitor, self.record, self.clip, self.patience, self.bad = monitor, record, clip, patience, 0
+        self._losses: list[torch.Tensor] = []  # since the last step, as are the keys
+        self._keys: list[str] = []
+
+    def on_train_batch_start(self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, *_: Any) -> None:
+        self._keys += batch.get("key", []) if isinstance(batch, Mapping) else []
+
+    def on_before_backward(self, trainer: L.Trainer, pl_module: L.LightningModule, loss: torch.Tensor) -> None:
+        self._losses.append(loss.detach())
 
     def on_before_optimizer_step(
         self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: torch.optim.Optimizer
     ) -> None:
         parameters = trainable(pl_module)
         norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
-        pl_module.log("train/grad_norm", norm)
-        if torch.isfinite(norm):
+        loss, keys = torch.stack(self._losses).sum(), self._keys
+        self._losses, self._keys = [], []
+        if not trainer.strategy.reduce_boolean_decision(not torch.isfinite(norm + loss), all=False):
             self.bad = 0
+            self.monitor.add("train/grad_norm", norm)
             if self.clip:
                 torch.nn.utils.clip_grads_with_norm_(parameters, self.clip, norm)
             return
         self.bad += 1
         for parameter in parameters:
             parameter.grad = None  # which optimizers leave alone
-        log.warning("the gradient of step %d is not finite; the step is skipped", trainer.global_step)
+        log.warning("loss or gradient of step %d is not finite; the step is skipped", trainer.global_step)
+        self._write(trainer, loss, keys)
         if self.bad >= self.patience:
-            what = f"{self.bad} gradients in a row were not finite, up to step {trainer.global_step}"
+            what = f"{self.bad} losses or gradients in a row were not finite, up to step {trainer.global_step}"
             hint = "the last checkpoint is sound: resume from it with a lower optim.lr, or in float32"
             raise UserError(f"{what}; {hint}")
+
+    def _write(self, trainer: L.Trainer, loss: torch.Tensor, keys: list[str]) -> None:
+        own = {"rank": trainer.global_rank, "loss": float(loss) if torch.isfinite(loss) else None, "keys": keys}
+        ranks = [own] * trainer.world_size
+        if trainer.world_size > 1:
+            torch.distributed.all_gather_object(ranks, own)
+        if trainer.is_global_zero:
+            try:
+                with open(self.record, "a") as file:
+                    file.write(json.dumps({"step": trainer.global_step, "ranks": ranks}) + "\n")
+            except OSError as error:
+                log.warning("%s could not be written: %s", self.record, error)
 
 
 class CleanStop(L.Callback):

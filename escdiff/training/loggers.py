@@ -1,9 +1,15 @@
 """Loggers: a local JSONL file is the truth; wandb and TensorBoard are mirrors that may fail without harm."""
 
+import errno
 import json
 import logging
 import math
+import os
+import queue
+import threading
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +20,7 @@ from escdiff.data.index import write_atomic
 from escdiff.errors import UserError
 from escdiff.training.options import option, to_plain
 
+QUEUE, GRACE_SECONDS = 1000, 20.0
 log = logging.getLogger(__name__)
 
 
@@ -25,7 +32,7 @@ class JsonlLogger(Logger):
 
     def __init__(self, path: str | Path) -> None:
         super().__init__()
-        self.path = Path(path)
+        self.path, self._waiting = Path(path), b""
 
     @property
     def name(self) -> str:
@@ -42,8 +49,23 @@ class JsonlLogger(Logger):
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
         values = {k: v if math.isfinite(v) else None for k, v in ((k, float(v)) for k, v in metrics.items())}
         line = json.dumps({"step": step, "time": round(time.time(), 3), **values})
-        with open(self.path, "a") as file:  # opened anew each time, so a killed run loses nothing
-            file.write(line + "\n")
+        self._waiting += (line + "\n").encode()
+        try:
+            self._append()
+        except OSError as error:  # a full disk; the lines wait for room
+            log.warning("the metrics of step %s could not be written: %s", step, error)
+
+    def _append(self) -> None:
+        with open(self.path, "ab", buffering=0) as file:  # opened anew each time, so a killed run loses nothing
+            before = file.tell()
+            try:
+                if file.write(self._waiting) < len(self._waiting):
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+                os.fsync(file.fileno())  # before the checkpoint of this step
+            except OSError:
+                os.truncate(self.path, before)  # no half lines
+                raise
+        self._waiting = b""
 
     @rank_zero_only
     def rewind(self, step: int) -> None:
@@ -64,24 +86,47 @@ def _step(line: str) -> float:
 
 
 class Mirror(Logger):
-    """Passes everything on to another logger until that fails for the first time; then goes silent."""
+    """Passes everything on to another logger, in a thread of its own, which even makes that logger.
 
-    def __init__(self, inner: Logger) -> None:
+    So one that hangs costs the training nothing: what does not fit into the queue is dropped, and at the end it is
+    waited for `GRACE_SECONDS` only. One that fails goes silent.
+    """
+
+    def __init__(self, name: str, make: Callable[[], Logger]) -> None:
         super().__init__()
-        self.inner, self.works = inner, True
+        self._name, self._make, self.works = name, make, True
+        self._queue: queue.Queue[tuple[str, tuple, dict] | None] = queue.Queue(QUEUE)
+        self._thread: threading.Thread | None = None
 
+    def _run(self) -> None:
+        try:
+            inner = self._make()
+            while (message := self._queue.get()) is not None:
+                method, args, kwargs = message
+                getattr(inner, method)(*args, **kwargs)
+        except Exception as error:  # not installed, no key, no network: none of it is worth a training
+            self._silence(str(error).strip() or type(error).__name__)
+
+    def _silence(self, reason: str) -> None:
+        if self.works:
+            self.works = False
+            log.warning("%s failed (%s); metrics go on into the local file only", self._name, reason)
+
+    @rank_zero_only
     def _pass_on(self, method: str, *args: Any, **kwargs: Any) -> None:
         if not self.works:
             return
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._run, daemon=True)
+            self._thread.start()
         try:
-            getattr(self.inner, method)(*args, **kwargs)
-        except Exception as error:
-            self.works = False
-            log.warning("%s failed (%s); metrics go on into the local file only", type(self.inner).__name__, error)
+            self._queue.put_nowait((method, args, kwargs))
+        except queue.Full:
+            self._silence("it does not keep up")
 
     @property
     def name(self) -> str:
-        return type(self.inner).__name__
+        return self._name
 
     @property
     def version(self) -> str:
@@ -93,11 +138,14 @@ class Mirror(Logger):
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
         self._pass_on("log_metrics", metrics, step)
 
-    def save(self) -> None:
-        self._pass_on("save")
-
     def finalize(self, status: str) -> None:
         self._pass_on("finalize", status)
+        if self._thread is None or not self.works:
+            return
+        self._queue.put(None)
+        self._thread.join(GRACE_SECONDS)
+        if self._thread.is_alive():
+            self._silence(f"no answer for {GRACE_SECONDS:.0f} s")
 
 
 def make_loggers(config: Any, folder: Path) -> list[Logger]:
@@ -112,20 +160,24 @@ def make_loggers(config: Any, folder: Path) -> list[Logger]:
         return loggers
     if name not in ("tensorboard", "wandb"):
         raise UserError(f"logger {name!r} given; expected none, tensorboard or wandb")
-    try:
-        if name == "tensorboard":
-            from lightning.pytorch.loggers import TensorBoardLogger
+    make = partial(_tensorboard, folder) if name == "tensorboard" else partial(_wandb, config, folder)
+    return [*loggers, Mirror(name, make)]
 
-            loggers.append(Mirror(TensorBoardLogger(str(folder), name="", version="tensorboard")))
-        else:
-            from lightning.pytorch.loggers import WandbLogger
 
-            project, run = option(config, "logger.project", "escdiff"), option(config, "run_id")
-            mode = option(config, "logger.mode", "online")
-            made = WandbLogger(
-                project=project, id=run, name=run, save_dir=str(folder), mode=mode, config=to_plain(config)
-            )
-            loggers.append(Mirror(made))
-    except Exception as error:  # not installed, no key, no network: none of it is worth a training
-        log.warning("%s is not available (%s); metrics go into the local file only", name, error)
-    return loggers
+def _tensorboard(folder: Path) -> Logger:
+    from lightning.pytorch.loggers import TensorBoardLogger
+
+    return TensorBoardLogger(str(folder), name="", version="tensorboard")
+
+
+def _wandb(config: Any, folder: Path) -> Logger:
+    import wandb
+    from lightning.pytorch.loggers import WandbLogger
+
+    project, run = option(config, "logger.project", "escdiff"), option(config, "run_id")
+    mode = option(config, "logger.mode", "online")
+    # Without its own limits wandb's exit waits for the network for ever.
+    settings = wandb.Settings(init_timeout=GRACE_SECONDS, finish_timeout=GRACE_SECONDS, login_timeout=GRACE_SECONDS)
+    return WandbLogger(
+        project=project, id=run, name=run, save_dir=str(folder), mode=mode, config=to_plain(config), settings=settings
+    )

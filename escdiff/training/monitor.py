@@ -1,4 +1,4 @@
-"""Callbacks that watch: window means, loss by timestep band, throughput, and the progress line."""
+"""Callbacks that watch: window means, loss by timestep band, and the progress line."""
 
 import sys
 import time
@@ -7,28 +7,39 @@ from typing import Any
 
 import lightning as L
 import torch
+from lightning.pytorch.utilities import rank_zero_only
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
+
+from escdiff.training.speed import Speed
 
 BANDS, TIMESTEPS = 4, 1000
 
 
 class Monitor(L.Callback):
-    """Logs, each logging interval, means over all its batches (a single batch's loss says little).
+    """Logs, each logging interval, means over all its batches on all ranks (a single batch's loss says little).
 
     From a training step that returns a dict it takes "loss", every scalar in "logs", and, where "error" (B,)
     and "timesteps" (B,) are there, the mean error per band of timestep indices as `train/loss_t{first}`.
+
+    It writes to the loggers itself. Lightning does so after all callbacks, so a run killed behind the checkpoint
+    of a step would never have that step's line; placed before the checkpoints, this one has it on the disk. An
+    interval that a stop cuts in two is kept through the checkpoint.
+
+    Attributes:
+        latest: the metrics logged last.
     """
 
-    def __init__(self, batch_size: int) -> None:
-        self.batch_size = batch_size
+    def __init__(self, speed: Speed) -> None:
+        self.speed = speed
         self._sums: dict[str, Tensor] = {}
         self._counts: dict[str, Tensor] = {}
-        self._clock, self._batches, self._step = time.monotonic(), 0, 0
+        self.latest: dict[str, float] = {}
+        self._step = 0
 
     def on_train_start(self, trainer: L.Trainer, *_: Any) -> None:
-        self._clock, self._step = time.monotonic(), trainer.global_step
+        self._step = trainer.global_step
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, *_: Any) -> None:
         values = outputs if isinstance(outputs, Mapping) else {"loss": outputs}
@@ -38,16 +49,17 @@ class Monitor(L.Callback):
             self.add(f"train/{name}", value)
         if "error" in values and "timesteps" in values:
             self._add_bands(values["error"], values["timesteps"])
-        self._batches += 1
         step = trainer.global_step
-        if step != self._step and step % trainer.log_every_n_steps == 0:
-            self._report(trainer, pl_module)
+        if step != self._step and (step % trainer.log_every_n_steps == 0 or step == trainer.max_steps):
+            self._report(trainer)
         self._step = step
 
     def add(self, name: str, value: Tensor, count: Tensor | int = 1) -> None:
+        """Take part of a mean: a sum over `count` things."""
         value = torch.as_tensor(value).detach().float()
-        self._sums[name] = self._sums.get(name, torch.zeros_like(value)) + value
-        self._counts[name] = self._counts.get(name, 0) + torch.as_tensor(count)
+        finite = torch.isfinite(value)  # a skipped step spoils no mean
+        self._sums[name] = self._sums.get(name, torch.zeros_like(value)) + torch.where(finite, value, 0.0)
+        self._counts[name] = self._counts.get(name, 0) + finite * count
 
     def _add_bands(self, error: Tensor, timesteps: Tensor) -> None:
         width = TIMESTEPS // BANDS
@@ -55,21 +67,36 @@ class Monitor(L.Callback):
             inside = (timesteps // width == band).to(error.dtype)
             self.add(f"train/loss_t{band * width}", (error * inside).sum(), inside.sum().detach())
 
-    def _report(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        means = {name: float(total) / float(self._counts[name]) for name, total in self._sums.items()
-                 if float(self._counts[name]) > 0}  # fmt: skip
-        seconds = max(time.monotonic() - self._clock, 1e-9)
-        rate = self._batches * self.batch_size * trainer.world_size / seconds
-        pl_module.log_dict(means)
-        pl_module.log("throughput/samples_per_s", rate, prog_bar=True)
+    def _report(self, trainer: L.Trainer) -> None:
+        own = {name: (float(total), float(self._counts[name])) for name, total in self._sums.items()}
+        ranks = [own] * trainer.world_size
+        if trainer.world_size > 1:
+            torch.distributed.all_gather_object(ranks, own)
+        sums = {
+            name: [sum(parts) for parts in zip(*(r[name] for r in ranks if name in r), strict=True)] for name in own
+        }
+        means = {name: total / count for name, (total, count) in sums.items() if count > 0}
+        self.latest = {**means, **self.speed.report(trainer)}
+        for logger in trainer.loggers:
+            logger.log_metrics(self.latest, trainer.global_step - 1)  # steps count from 0
         self._sums, self._counts = {}, {}
-        self._clock, self._batches = time.monotonic(), 0
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"sums": self._sums, "counts": self._counts}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        if rank_zero_only.rank == 0:  # whose state it is
+            self._sums, self._counts = state_dict["sums"], state_dict["counts"]
 
 
 class ProgressLine(L.Callback):
-    """A progress bar on a terminal, else a plain line every `seconds`; on standard error, rank zero only."""
+    """A progress bar on a terminal, else a plain line every `seconds`; on standard error, rank zero only.
 
-    def __init__(self, seconds: float = 30.0) -> None:
+    It shows loss, throughput, and those of the module's logs that its `progress` names.
+    """
+
+    def __init__(self, monitor: Monitor, seconds: float = 30.0) -> None:
+        self.monitor = monitor
         self.seconds, self._bar, self._task, self._last, self._first = seconds, None, None, 0.0, (0.0, 0)
 
     def on_train_start(self, trainer: L.Trainer, *_: Any) -> None:
@@ -85,18 +112,25 @@ class ProgressLine(L.Callback):
             )
             self._bar.start()
 
-    def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
         if not trainer.is_global_zero:
             return
+        values = self._values(pl_module)
         if self._bar is not None:
-            self._bar.update(self._task, completed=trainer.global_step, values=_values(trainer))
+            self._bar.update(self._task, completed=trainer.global_step, values=values)
         elif time.monotonic() - self._last > self.seconds or trainer.global_step >= trainer.max_steps:
             self._last = time.monotonic()
             start, first = self._first
             pace = (self._last - start) / max(trainer.global_step - first, 1)
             left = pace * max(trainer.max_steps - trainer.global_step, 0) / 60
-            line = f"step {trainer.global_step}/{trainer.max_steps}  {_values(trainer)}  {left:.0f} min left"
+            line = f"step {trainer.global_step}/{trainer.max_steps}  {values}  {left:.0f} min left"
             print(line, file=sys.stderr, flush=True)
+
+    def _values(self, pl_module: L.LightningModule) -> str:
+        chosen = [f"train/{name}" for name in getattr(pl_module, "progress", ())]
+        names = ("train/loss_mean", *chosen, "throughput/samples_per_s")
+        latest = self.monitor.latest
+        return "  ".join(f"{name.split('/')[-1]} {latest[name]:.4g}" for name in names if name in latest)
 
     def teardown(self, *_: Any, **__: Any) -> None:
         if self._bar is not None:
@@ -104,8 +138,3 @@ class ProgressLine(L.Callback):
             self._bar = None
 
     on_exception = teardown
-
-
-def _values(trainer: L.Trainer) -> str:
-    names = ((name.split("/")[-1], value) for name, value in trainer.progress_bar_metrics.items())
-    return "  ".join(f"{name} {float(value):.4g}" for name, value in names)

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import lightning as L
 import numpy as np
@@ -75,21 +76,21 @@ def sample_losses(out: dict[str, Tensor], factors: dict[str, Tensor]) -> Tensor:
 
 
 class OracleModule(L.LightningModule):
+    progress = ("family",)
+
     def __init__(self, lr: float, max_steps: int, warmup: int = 100) -> None:
         super().__init__()
         self.save_hyperparameters()
         self.oracle = Oracle()
 
-    def training_step(self, batch: tuple[Tensor, dict[str, Tensor]], _: int) -> Tensor:
+    def training_step(self, batch: tuple[Tensor, dict[str, Tensor]], _: int) -> dict[str, Any]:
         pixels, factors = batch
         out = self.oracle(roughen(pixels))
         straight, swapped = sample_losses(out, factors), sample_losses(out, swap_colors(factors))
         loss = torch.where(of_pattern(factors, TWO_ALIKE), torch.minimum(straight, swapped), straight).mean()
-        for name in ("family", "pattern", "finish", "background"):
-            right = (out[name].argmax(-1) == factors[name]).float().mean()
-            self.log(f"train/{name}", right, prog_bar=name == "family")
-        self.log("train/loss", loss, prog_bar=True)
-        return loss
+        names = ("family", "pattern", "finish", "background")
+        right = {name: (out[name].argmax(-1) == factors[name]).float().mean() for name in names}
+        return {"loss": loss, "logs": right}
 
     def configure_optimizers(self):
         optimizer = Muon(self.oracle.parameters(), self.hparams.lr)

@@ -16,12 +16,15 @@ import torch
 from escdiff.errors import UserError
 from escdiff.training.averaging import Average
 from escdiff.training.callbacks import Checkpoints, SampleGrid
+from escdiff.training.checkpoint_io import CheckpointFolder
 from escdiff.training.feeding import EndlessData, ensure_data
 from escdiff.training.guards import CleanStop, GradientGuard, StepSeeds
 from escdiff.training.loggers import make_loggers
 from escdiff.training.monitor import Monitor, ProgressLine
 from escdiff.training.options import option
+from escdiff.training.ranks import BatchEnd, RankWatch
 from escdiff.training.rundir import RunFolder, environment
+from escdiff.training.speed import Speed
 
 RECIPES = {
     "clip": "escdiff.training.clip_module:build",
@@ -39,8 +42,8 @@ def train(config: Any, callbacks: Sequence[L.Callback] = ()) -> None:
 
     Read by attribute: recipe, seed, run_dir, resume; data (see `ensure_data`, and batch_size); optim.ema,
     optim.clip; trainer.max_steps, accelerator, devices, num_nodes, strategy, precision, accumulate, threads,
-    log_steps, save_minutes, save_steps, keep, sample_steps, max_minutes; logger.name. On one process a run
-    that was stopped and resumed gives bit for bit what it would have given in one go.
+    log_steps, save_minutes, save_steps, keep, sample_steps, max_minutes, max_skips, stall_seconds; logger.name.
+    On one process a run that was stopped and resumed gives bit for bit what it would have given in one go.
 
     Raises:
         UserError: an unknown recipe, data or checkpoints that do not fit, or too little disk space.
@@ -73,8 +76,14 @@ def train(config: Any, callbacks: Sequence[L.Callback] = ()) -> None:
     done = trainer.global_step >= trainer.max_steps
     if trainer.is_global_zero:
         if done:
-            with average.applied(module):
-                finish(module)
+            try:
+                with average.applied(module):
+                    finish(module)
+            except OSError as error:
+                what = f"the result could not be written ({error})"
+                raise UserError(
+                    f"{what}; mend that and give the same command again: nothing is trained anew"
+                ) from error
         folder.write_manifest(status="finished" if done else "stopped", step=trainer.global_step)
     if not done:
         log.warning("stopped at step %d; the same command goes on from there", trainer.global_step)
@@ -93,22 +102,28 @@ def find_recipe(name: str):
 
 
 def make_trainer(config: Any, folder: RunFolder, average: Average, extra: Sequence[L.Callback] = ()) -> L.Trainer:
-    """Lightning's trainer with this project's callbacks; their order matters, checkpoints come last."""
+    """Lightning's trainer with our callbacks; their order matters, checkpoints come behind what has a state."""
     get = lambda name, default: option(config, f"trainer.{name}", default)  # noqa: E731
-    batch_size = option(config, "data.batch_size", 1)
+    watch = RankWatch(get("stall_seconds", 60.0))
+    files = CheckpointFolder(get("keep", 2))
+    speed = Speed(option(config, "data.batch_size", 1))
+    monitor = Monitor(speed)
     callbacks = [
+        watch,
         StepSeeds(config.seed),
-        GradientGuard(option(config, "optim.clip", 1.0)),
+        GradientGuard(monitor, folder.path / "skipped.jsonl", option(config, "optim.clip", 1.0), get("max_skips", 10)),
         average,
-        Monitor(batch_size),
-        ProgressLine(),
+        speed,
+        monitor,
+        ProgressLine(monitor),
         *extra,
         CleanStop(get("max_minutes", None)),
         SampleGrid(folder.samples, average, get("sample_steps", 0)),
         Checkpoints(
-            folder.checkpoints, average, get("save_minutes", 5.0), get("save_steps", None), get("keep", 2),
+            files, folder.checkpoints, average, get("save_minutes", 5.0), get("save_steps", None),
             folder.path / "export",
         ),
+        BatchEnd(watch),
     ]  # fmt: skip
     loggers = make_loggers(config, folder.path)
     callbacks.insert(0, Rewind(loggers[0]))
@@ -116,8 +131,8 @@ def make_trainer(config: Any, folder: RunFolder, average: Average, extra: Sequen
         accelerator=get("accelerator", "auto"), devices=get("devices", "auto"), num_nodes=get("num_nodes", 1),
         strategy=get("strategy", "auto"), precision=get("precision", "32-true"),
         max_steps=get("max_steps", 1000), max_epochs=-1, accumulate_grad_batches=get("accumulate", 1),
-        log_every_n_steps=get("log_steps", 50), callbacks=callbacks, logger=loggers,
-        default_root_dir=folder.path, use_distributed_sampler=False,
+        log_every_n_steps=get("log_steps", 50), callbacks=callbacks, logger=loggers, plugins=[files],
+        profiler=speed.clock, default_root_dir=folder.path, use_distributed_sampler=False,
         enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
         num_sanity_val_steps=0, limit_val_batches=0,
     )  # fmt: skip

@@ -16,6 +16,7 @@ from torch import nn
 
 from escdiff.data.index import write_atomic
 from escdiff.errors import UserError
+from escdiff.training import checkpoint_io
 from escdiff.training.options import to_plain
 
 PACKAGES = ("escdiff", "torch", "lightning", "diffusers", "transformers", "peft", "open_clip_torch")
@@ -51,26 +52,42 @@ class RunFolder:
 
     def saved(self) -> list[Path]:
         """Checkpoints, the newest (furthest) first."""
-        return sorted(self.checkpoints.glob("step-*.ckpt"), reverse=True)
+        return checkpoint_io.saved(self.checkpoints)
 
     def newest_checkpoint(self) -> Path | None:
-        """The furthest checkpoint that can be read, None where there is none.
+        """The furthest checkpoint that is sound, None where there is none.
 
         Raises:
             UserError: there are some and none can be read.
         """
         saved = self.saved()
         for path in saved:
-            try:
-                if "global_step" in torch.load(path, map_location="cpu", mmap=True, weights_only=True):
-                    return path
-                reason = "it is no training checkpoint"
-            except Exception as error:  # a damaged file fails in whatever way its bytes lead to
-                reason = str(error).strip().splitlines()[0] if str(error) else type(error).__name__
+            if (reason := checkpoint_io.damage(path)) is None:
+                return path
             log.warning("the checkpoint %s cannot be read (%s); trying the one before", path, reason)
         if saved:
             raise UserError(f"no checkpoint in {self.checkpoints} can be read; delete them to start anew")
         return None
+
+    def manifest(self) -> dict[str, Any]:
+        """What manifest.json says; nothing where there is none."""
+        try:
+            return json.loads((self.path / "manifest.json").read_text())
+        except (OSError, ValueError):
+            return {}
+
+    def lines(self) -> list[dict[str, Any]]:
+        """The logged metrics, one dict per line; none where there is no file."""
+        try:
+            return [json.loads(line) for line in self.metrics.read_text().splitlines()]
+        except (OSError, ValueError):
+            return []
+
+    def metric(self, name: str) -> float | None:
+        """Mean of a metric over the last tenth of the lines that have it."""
+        values = [line[name] for line in self.lines() if line.get(name) is not None]
+        last = values[-max(1, len(values) // 10) :]
+        return sum(last) / len(last) if last else None
 
     def check_fresh(self) -> None:
         """Refuse to start anew over the checkpoints of an earlier run.
@@ -101,12 +118,7 @@ class RunFolder:
 
     def write_manifest(self, **values: Any) -> None:
         """Merge `values` into manifest.json."""
-        path = self.path / "manifest.json"
-        try:
-            known = json.loads(path.read_text())
-        except (OSError, ValueError):
-            known = {}
-        write_atomic(path, json.dumps({**known, **values}, indent=1).encode())
+        write_atomic(self.path / "manifest.json", json.dumps({**self.manifest(), **values}, indent=1).encode())
 
 
 def environment() -> dict[str, Any]:

@@ -80,7 +80,7 @@ class UnetModule(L.LightningModule):
         self.unet, self.scheduler = mini.make_unet(), mini.make_scheduler()
         self._frozen = (text_encoder.requires_grad_(False).eval(),)  # a tuple hides it from nn.Module
 
-    def training_step(self, batch: tuple[Tensor, Tensor], _: int) -> Tensor:
+    def training_step(self, batch: tuple[Tensor, Tensor], _: int) -> dict[str, Tensor]:
         moments, ids = batch
         latents = DiagonalGaussianDistribution(moments.float()).sample()
         with torch.no_grad():
@@ -90,12 +90,7 @@ class UnetModule(L.LightningModule):
         noisy = self.scheduler.add_noise(latents, noise, timesteps)
         target = self.scheduler.get_velocity(latents, noise, timesteps)
         error = (self.unet(noisy, timesteps, states).sample.float() - target).square().mean((1, 2, 3))
-        self.log("train/loss", error.mean(), prog_bar=True)
-        for band in range(4):
-            inside = timesteps // 250 == band
-            if inside.any():
-                self.log(f"train/loss_t{band * 250}", error[inside].mean().detach())
-        return error.mean()
+        return {"loss": error.mean(), "error": error.detach(), "timesteps": timesteps}
 
     def configure_optimizers(self):
         optimizer = Muon(self.unet.parameters(), self.hparams.lr)

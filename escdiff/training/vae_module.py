@@ -1,6 +1,7 @@
 """The bundled model's VAE: an encoder set to PCA (see `pca_encoder`) and a decoder learned against it."""
 
 from pathlib import Path
+from typing import Any
 
 import lightning as L
 import torch
@@ -58,6 +59,8 @@ def crop_to_object(pixels: Tensor, masks: Tensor, size: int, generator: torch.Ge
 class VaeModule(L.LightningModule):
     """Crops around objects first (most of a picture is background), whole pictures for the last part of the run."""
 
+    progress = ("psnr",)
+
     def __init__(self, lr: float, max_steps: int, warmup: int = 50, whole_from: float = 0.75) -> None:
         super().__init__()
         self.save_hyperparameters()
@@ -65,7 +68,7 @@ class VaeModule(L.LightningModule):
         self.vae.encoder.requires_grad_(False)
         self.vae.quant_conv.requires_grad_(False)
 
-    def training_step(self, batch: tuple[Tensor, Tensor], _: int) -> Tensor:
+    def training_step(self, batch: tuple[Tensor, Tensor], _: int) -> dict[str, Any]:
         pixels, masks = batch
         generator = torch.Generator().manual_seed(self.global_step)
         if self.global_step < self.hparams.whole_from * self.hparams.max_steps:
@@ -77,8 +80,7 @@ class VaeModule(L.LightningModule):
             latents = latents + 0.02 * torch.randn(latents.shape, generator=generator).to(latents)
         output = self.vae.decode(latents).sample
         loss = reconstruction(output, pixels)
-        self.log_dict({"train/loss": loss, "train/psnr": psnr(output.detach(), pixels)}, prog_bar=True)
-        return loss
+        return {"loss": loss, "logs": {"psnr": psnr(output.detach(), pixels)}}
 
     def configure_optimizers(self):
         learned = [p for p in self.vae.parameters() if p.requires_grad]

@@ -10,7 +10,6 @@ from pathlib import Path
 
 import pytest
 import torch
-import yaml
 from transformers import CLIPVisionConfig, CLIPVisionModel
 
 from data_prep.still_life import StillLifeOptions, make_still_life
@@ -69,17 +68,6 @@ def test_killed_and_started_again(common, tmp_path):
     manifest = json.loads((tmp_path / "manifest.json").read_text())
     assert manifest["status"] == "finished" and f"{reached}.ckpt" in manifest["resumed"]
     assert steps(tmp_path) == list(range(reached + 2))  # no step is missing, none is there twice
-
-
-def test_a_sweep_gives_every_cell_its_folder(common, tmp_path, monkeypatch):
-    quoted = [f"{key}='{value}'" for key, value in (argument.split("=", 1) for argument in common)]
-    plain = [q if "[" in q else argument for q, argument in zip(quoted, common, strict=True)]
-    sweep = ["-m", "encoder.gates=learned,none", "trainer.max_steps=1", f"sweep_dir={tmp_path}"]
-    monkeypatch.setattr(sys, "argv", ["train.py", *sweep, *plain])
-    train._main(sys.argv[1:])
-    configs = sorted(tmp_path.glob("[!.]*/config.yaml"))
-    assert [path.parent.name for path in configs] == ["encoder.gates=learned", "encoder.gates=none"]
-    assert [yaml.safe_load(path.read_text())["encoder"]["gates"] for path in configs] == ["learned", "none"]
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import time
 from types import SimpleNamespace
 
 import pytest
@@ -9,6 +10,7 @@ from lightning.pytorch.loggers import Logger
 
 from escdiff.data.index import Index
 from escdiff.errors import UserError
+from escdiff.training import loggers
 from escdiff.training.feeding import ensure_data
 from escdiff.training.loggers import JsonlLogger, Mirror, make_loggers
 from escdiff.training.options import option, to_plain
@@ -40,12 +42,30 @@ class Unplugged(Logger):
 
 def test_a_failing_mirror_goes_silent(caplog):
     inner = Unplugged()
-    mirror = Mirror(inner)
+    mirror = Mirror("unplugged", lambda: inner)
     with caplog.at_level(logging.WARNING):
         mirror.log_metrics({"loss": 1.0}, 0)
         mirror.log_metrics({"loss": 1.0}, 1)
         mirror.finalize("success")
     assert inner.calls == 1 and "no network" in caplog.text
+
+
+class Hanging(Unplugged):
+    def log_metrics(self, metrics, step=None):
+        time.sleep(60)
+
+
+def test_a_hanging_mirror_costs_nothing(caplog, monkeypatch):
+    monkeypatch.setattr(loggers, "GRACE_SECONDS", 0.2)
+    monkeypatch.setattr(loggers, "QUEUE", 5)
+    start = time.monotonic()
+    for count, words in ((3, "no answer"), (20, "does not keep up")):
+        mirror = Mirror("hanging", Hanging)
+        for step in range(count):
+            mirror.log_metrics({"loss": 1.0}, step)
+        mirror.finalize("success")
+        assert words in caplog.text
+    assert time.monotonic() - start < 10
 
 
 def test_logger_names(tmp_path):

@@ -1,0 +1,93 @@
+"""`python train.py -m ...`: Hydra's multirun, one run folder per cell. Finished cells are skipped, others go on."""
+
+import copy
+import importlib.util
+from collections.abc import Callable, Collection, Sequence
+
+from escdiff.cli.compose import configs_folder, explain
+from escdiff.errors import UserError
+
+SWEEP = {"-m", "--multirun"}
+NEEDED = {  # argument -> module, extra
+    "hparams_search=optuna": ("optuna", "tune"),
+    "launcher=slurm": ("hydra_plugins.hydra_submitit_launcher", "slurm"),
+    "launcher=ray": ("hydra_plugins.hydra_ray_launcher", "ray"),
+}
+
+
+def check_extras(argv: Sequence[str]) -> None:
+    """Refuse what is not installed, or makes no sense without a sweep.
+
+    Raises:
+        UserError: says what to do.
+    """
+    for argument, (module, extra) in NEEDED.items():
+        if argument not in argv:
+            continue
+        if not SWEEP & set(argv):
+            raise UserError(f"{argument} given without -m; expected a sweep, as in: train.py -m {argument} ...")
+        try:
+            there = importlib.util.find_spec(module) is not None
+        except ModuleNotFoundError:
+            there = False
+        if not there:
+            raise UserError(f"{argument} needs more packages; install them by: pip install 'escdiff[{extra}]'")
+
+
+def sweep(argv: Sequence[str], run: Callable[[dict], None], texts: Collection[str]) -> None:
+    """Run every cell; its folder is named after what the sweep varies.
+
+    Raises:
+        UserError: an unknown key or group option, or an extra that is not installed.
+    """
+    import hydra
+    from hydra.core.hydra_config import HydraConfig
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.errors import HydraException
+    from omegaconf import DictConfig, OmegaConf
+
+    check_extras(argv)
+    given = OverridesParser.create().parse_overrides([a for a in argv if a not in SWEEP])
+    keys = [override.get_key_element() for override in given]
+    varies = any(o.is_sweep_override() for o in given) or any(key == "hparams_search" for key in keys)
+    same = [o.get_key_element() for o in given if not o.is_sweep_override()] if varies else ["experiment", *texts]
+
+    @hydra.main(config_path=str(configs_folder().absolute()), config_name="train", version_base="1.3")
+    def run_cell(config: DictConfig) -> float | None:
+        values = OmegaConf.to_container(config, resolve=True)
+        cell = [o for o in HydraConfig.get().overrides.task if o.split("=")[0] not in same]
+        name = ",".join(cell).replace("/", "-") or "default"
+        values["run_id"], values["run_dir"] = name, f"{values['sweep_dir']}/{name}"
+        metric = HydraConfig.get().sweeper.get("metric")
+        return run_unless_done(values, run, metric)
+
+    try:
+        run_cell()
+    except HydraException as error:
+        raise UserError(explain(error, "train")) from None
+
+
+def run_unless_done(values: dict, run: Callable[[dict], None], metric: str | None) -> float | None:
+    """Run a cell that has not finished; its metric, where one is asked for: None if it failed.
+
+    Raises:
+        UserError: of a run whose metric nobody asked for.
+    """
+    import logging
+
+    from escdiff.training.rundir import RunFolder
+
+    folder, given = RunFolder(values["run_dir"]), copy.deepcopy(values)  # a run may fill in more
+    about = folder.manifest()
+    try:
+        if about.get("status") == "finished" and about.get("cell") == given:
+            logging.getLogger(__name__).info("%s is finished; skipped", folder.path)
+        else:
+            run(values)
+            folder.write_manifest(cell=given)
+        return None if metric is None else folder.metric(metric)
+    except UserError as error:
+        if metric is None:
+            raise
+        logging.getLogger(__name__).warning("%s failed: %s", folder.path.name, error)
+        return None

@@ -1,0 +1,121 @@
+"""How fast a run is, and what holds it up: samples, waiting for data, and its share of what the machine can do."""
+
+import time
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.profilers import Profiler
+from torch.utils.flop_counter import FlopCounterMode
+
+WAITING = ("train_dataloader_next", "on_before_batch_transfer")  # Lightning's names for getting a batch
+SAVING = "save_checkpoint"
+COUNT_EVERY = 10  # logging intervals between two counts; counting slows a step by some tenths
+
+
+class Clock(Profiler):
+    """Adds up the seconds spent waiting for data and saving; what Lightning's profilers hear anyway.
+
+    Attributes:
+        waiting, saving: seconds so far.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.waiting, self.saving, self._since = 0.0, 0.0, {}
+
+    def start(self, action_name: str) -> None:
+        if action_name == SAVING or action_name.endswith(WAITING):
+            self._since[action_name] = time.monotonic()
+
+    def stop(self, action_name: str) -> None:
+        if (since := self._since.pop(action_name, None)) is not None:
+            seconds = time.monotonic() - since
+            if action_name == SAVING:
+                self.saving += seconds
+            else:
+                self.waiting += seconds
+
+
+class Speed(L.Callback):
+    """Counts between two reports. Per rank: samples per second, shares of the time spent waiting and saving.
+
+    The share of the matrix rate is the floating-point operations of matrix products and convolutions in a step
+    (torch.utils.flop_counter, two to a multiplication and addition), against those that this device did per second
+    in one large matrix product at the start, in the training's own precision.
+    """
+
+    def __init__(self, batch_size: int) -> None:
+        self.batch_size, self.clock = batch_size, Clock()
+        self.matrix_rate: float | None = None
+        self._counter: FlopCounterMode | None = None
+        self._flops, self._reports = 0, 0
+        self._reset()
+
+    def _reset(self) -> None:
+        self._start, self._batches = time.monotonic(), 0
+        self.clock.waiting = self.clock.saving = 0.0
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        half = {"bf16": torch.bfloat16, "16-": torch.float16}
+        dtype = next((d for name, d in half.items() if str(trainer.precision).startswith(name)), torch.float32)
+        self.matrix_rate = matrix_rate(pl_module.device, dtype)
+        self._reset()
+
+    def on_train_batch_start(self, *_: Any) -> None:
+        if self._batches == 0 and self._reports % COUNT_EVERY == 0:
+            self._counter = FlopCounterMode(display=False)
+            self._counter.__enter__()
+
+    def on_train_batch_end(self, *_: Any) -> None:
+        self._batches += 1
+        if self._counter is not None:
+            self._close()
+
+    def on_exception(self, *_: Any) -> None:
+        if self._counter is not None:
+            self._close()
+
+    def _close(self) -> None:
+        self._counter.__exit__(None, None, None)
+        self._flops, self._counter = self._counter.get_total_flops(), None
+
+    def report(self, trainer: L.Trainer) -> dict[str, float]:
+        """What was measured since the report before, of all ranks."""
+        seconds = max(time.monotonic() - self._start, 1e-9)
+        flops = self._flops * self._batches / seconds  # per second
+        own = {
+            "samples_per_s": self._batches * self.batch_size / seconds,
+            "wait_share": self.clock.waiting / seconds,
+            "saving_share": self.clock.saving / seconds,
+            "tflops": flops / 1e12,
+            "matrix_share": flops / self.matrix_rate,
+        }
+        self._reports += 1
+        self._reset()
+        if trainer.world_size == 1:
+            return {f"throughput/{name}": value for name, value in own.items()}
+        ranks = [own] * trainer.world_size
+        torch.distributed.all_gather_object(ranks, own)
+        found = {f"throughput/rank{i:03d}/{name}": rank[name] for i, rank in enumerate(ranks) for name in own}
+        mean = {f"throughput/{name}": sum(rank[name] for rank in ranks) / len(ranks) for name in own}
+        return {**mean, "throughput/samples_per_s": sum(rank["samples_per_s"] for rank in ranks), **found}
+
+
+def matrix_rate(device: torch.device, dtype: torch.dtype, repeats: int = 3) -> float:
+    """Floating-point operations per second of a large square matrix product, the best of a few."""
+    size = 8192 if device.type == "cuda" else 1024
+    a = torch.full((size, size), 0.5, device=device, dtype=dtype)  # no random numbers: the run's are its own
+    best = float("inf")
+    for _ in range(repeats + 1):  # the first warms up
+        synchronize(device)
+        start = time.perf_counter()
+        a @ a
+        synchronize(device)
+        best = min(best, time.perf_counter() - start)
+    return 2 * size**3 / best
+
+
+def synchronize(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)

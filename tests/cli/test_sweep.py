@@ -1,0 +1,94 @@
+"""Sweeps: a folder per cell, nothing twice, Optuna where it is installed, one table of all."""
+
+import importlib.util
+import json
+import sys
+
+import pytest
+import yaml
+from toy_training import FINISHED
+
+from escdiff.cli import runs, train
+from escdiff.cli.sweep import check_extras
+from escdiff.errors import UserError
+from escdiff.training import run
+
+needs_optuna = pytest.mark.skipif(importlib.util.find_spec("optuna") is None, reason="the extra `tune` is missing")
+
+
+@pytest.fixture
+def sweep(tmp_path, monkeypatch):
+    """Runs a sweep of the toy; gives how many trainings ran."""
+    from types import SimpleNamespace
+
+    def build(config):
+        config.break_from = 10**6
+        built = toy_training.build(config)
+        trained.append(config.run_dir)
+        return built
+
+    import toy_training
+
+    trained: list[str] = []
+    monkeypatch.setattr(toy_training, "swept", build, raising=False)
+    monkeypatch.setitem(run.RECIPES, "encoder", "toy_training:swept")
+    monkeypatch.setattr(run, "ensure_data", lambda config: None)
+    FINISHED.clear()
+
+    def call(*arguments: str) -> list[str]:
+        own = [f"sweep_dir={tmp_path}", "trainer.max_steps=2", "trainer.log_steps=1", "data.batch_size=2"]
+        argv = ["-m", *arguments, *own]
+        monkeypatch.setattr(sys, "argv", ["train.py", *argv])
+        trained.clear()
+        train._main(argv)
+        return [path.rsplit("/", 1)[1] for path in trained]
+
+    return SimpleNamespace(call=call, folder=tmp_path)
+
+
+def test_every_cell_has_its_folder_and_runs_once(sweep):
+    cells = ["encoder.gates=learned", "encoder.gates=none"]
+    assert sweep.call("encoder.gates=learned,none") == cells
+    configs = sorted(sweep.folder.glob("[!.]*/config.yaml"))
+    assert [path.parent.name for path in configs] == cells
+    assert [yaml.safe_load(path.read_text())["encoder"]["gates"] for path in configs] == ["learned", "none"]
+    assert sweep.call("encoder.gates=learned,none") == []
+    manifest = sweep.folder / cells[1] / "manifest.json"
+    manifest.write_text(json.dumps({**json.loads(manifest.read_text()), "status": "running"}))  # as kill -9 leaves it
+    assert sweep.call("encoder.gates=learned,none,hand") == [cells[1], "encoder.gates=hand"]
+    table = runs.tabulate(sweep.folder, "train/loss_mean", highest=False).splitlines()
+    assert table[0].split("|")[1].strip() == "encoder.gates" and len(table) == 2 + 3
+    values = [float(row.split("|")[4]) for row in table[2:]]
+    assert values == sorted(values) and all("finished" in row for row in table[2:])
+    with pytest.raises(UserError, match="no run in"):
+        runs.tabulate(sweep.folder / "nowhere", "train/loss_mean", highest=False)
+
+
+@needs_optuna
+def test_optuna_goes_on_where_it_was(sweep, monkeypatch):
+    search = ("hparams_search=optuna", "hydra.sweeper.trials=3", "encoder.rank=4,8")
+    assert len(sweep.call(*search)) >= 2
+    import optuna
+
+    study = optuna.load_study(study_name="sweep", storage=f"sqlite:///{sweep.folder / 'study.db'}")
+    assert len(study.trials) == 3
+    assert all(3e-4 <= trial.params["optim.lr"] <= 1e-2 and trial.value > 0 for trial in study.trials)
+    assert yaml.safe_load((sweep.folder / "best.yaml").read_text())["value"] == study.best_value
+    assert sweep.call(*search) == []
+    left = study.ask({"optim.lr": optuna.distributions.FloatDistribution(3e-4, 1e-2, log=True),
+                      "encoder.rank": optuna.distributions.CategoricalDistribution(["4", "8"])})  # fmt: skip
+    again = sweep.call("hparams_search=optuna", "hydra.sweeper.trials=4", "encoder.rank=4,8")
+    assert len(again) == 1 and f"optim.lr={left.params['optim.lr']}" in again[0]  # what a kill had cut off
+
+
+def test_extras_are_asked_for(monkeypatch):
+    with pytest.raises(UserError, match="without -m"):
+        check_extras(["hparams_search=optuna"])
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(UserError, match=r"pip install 'escdiff\[slurm\]'"):
+        check_extras(["-m", "launcher=slurm"])
+
+
+def test_unknown_keys_of_a_sweep_are_one_sentence(sweep):
+    with pytest.raises(UserError, match=r"optim\.lr"):
+        sweep.call("optim.lrr=1,2")
