@@ -19,6 +19,7 @@ def score_against_time(
         axes.plot(*point, "o", color="tab:red" if name in ours else "tab:blue")
         axes.annotate(name, point, (6, 3), textcoords="offset points")
     axes.set(xscale="log", ylim=(0, top), xlabel=xlabel, ylabel=ylabel)
+    axes.margins(x=0.15)  # room for the names
     axes.grid(alpha=0.3)
     path.parent.mkdir(parents=True, exist_ok=True)
     with rc_context({"svg.fonttype": "none", "svg.hashsalt": path.stem}):

@@ -49,7 +49,8 @@ def write_report(out: Path, records: Mapping[str, Sequence[Record]], metrics: Ma
 
 def card(record: Record) -> Card:
     """Pictures, what was asked for, what the oracle read; words that were judged wrong are marked."""
-    true, read = scores.truth(record.request.expected), record.reading
+    read = record.reading
+    true = scores.matching_order(read, scores.truth(record.request.expected))
     wrong = [f"{_word(n, read[n])}, not {true[n]}" for n in CLASSES if record.values.get(n) == 0]
     facts = [(f"{name} read", str(read[name])) for name in CLASSES]
     facts += [("colour asked", _hex(true["rgb"])), ("colour read", _hex(read["rgb"]))]
