@@ -13,8 +13,13 @@ from escdiff.errors import UserError
 
 HISTORY = 12
 SUFFIXES = [".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"]
+BUTTONS = ["download", "fullscreen"]
 PRIVATE = {"api_visibility": "private"}
-CSS = ".preview img { image-rendering: auto } footer { display: none !important }"
+CSS = """
+#picture img, #matrix img { width: 100%; max-width: 32rem; height: auto; object-fit: contain; margin: auto }
+#history .grid-container { grid-template-columns: repeat(4, 1fr) !important }
+footer { display: none !important }
+"""
 ABOUT = """# ESCDiff
 Drop a picture for the **shape**, one for the **appearance**, and say the rest: `<shape>` and `<appearance>` in the
 prompt stand for what was read from them. One forward pass, nothing is trained.
@@ -47,6 +52,9 @@ def build(studio: Studio, sandbox: Path) -> gr.Blocks:
                     label="prompt", max_length=MAX_PROMPT, elem_id="prompt",
                     placeholder="a photo of a <appearance> <shape> on a sky background",
                 )  # fmt: skip
+                with gr.Row():
+                    go = gr.Button("Paint", variant="primary", elem_id="paint")
+                    stop = gr.Button("Stop")
                 strength = [gr.Slider(0, 2, 1, step=0.05, label=f"strength of {a}") for a in ATTRIBUTES]
                 with gr.Accordion("Layers", open=False):
                     gr.Markdown("How much of each attribute every layer takes; the start is what the encoder learned.")
@@ -58,22 +66,19 @@ def build(studio: Studio, sandbox: Path) -> gr.Blocks:
                 with gr.Accordion("Concept file", open=False):
                     upload = gr.File(label="load a concept", file_types=[".safetensors"], elem_id="load")
                     save = gr.DownloadButton("save this concept", interactive=False, elem_id="save")
-                with gr.Row():
-                    go = gr.Button("Paint", variant="primary", elem_id="paint")
-                    stop = gr.Button("Stop")
             with gr.Column():
-                picture = gr.Image(
-                    label="picture", interactive=False, format="png", elem_id="picture", elem_classes="preview"
-                )
+                picture = gr.Image(label="picture", interactive=False, format="png", elem_id="picture", buttons=BUTTONS)
                 status = gr.Markdown(elem_id="status")
-                gallery = gr.Gallery(label="yours so far", columns=4, height="auto", format="png", elem_id="history")
+                gallery = gr.Gallery(
+                    label="yours so far", columns=4, height="auto", format="png", elem_id="history", buttons=BUTTONS
+                )
                 rows = [[str(assets / f"{a}.png"), str(assets / f"{b}.png"), text] for a, b, text in EXAMPLES]
                 gr.Examples(rows, [shape, appearance, prompt], cache_examples=False, **PRIVATE)
         with gr.Tab("Swap matrix"):
             gr.Markdown(f"2 to {MAX_MATRIX} pictures: every shape, down, in every appearance, across.")
             files = gr.File(label="pictures", file_count="multiple", file_types=SUFFIXES, elem_id="files")
             every = gr.Button("Paint all", variant="primary", elem_id="matrix-go")
-            grid = gr.Image(label="matrix", interactive=False, format="png", elem_id="matrix")
+            grid = gr.Image(label="matrix", interactive=False, format="png", elem_id="matrix", buttons=BUTTONS)
         inputs = [shape, appearance, kept, history, prompt, seed, steps, guidance, *strength, *layers]
         outputs = [picture, status, gallery, history, save]
         painting = go.click(_paint(studio, sandbox), inputs, outputs, **PRIVATE)

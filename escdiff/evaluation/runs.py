@@ -1,7 +1,7 @@
 """Runs of one evaluation side by side: what each scored, and whether it differs from the first."""
 
 import json
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from escdiff.evaluation.significance import Difference, holm, paired
 Values = dict[str, dict[Hashable, float]]  # "task/score" -> case -> value
 NOTE = (
     "Differences are theirs minus the first run's, over the cases that both have, with 95 % intervals by a paired "
-    "bootstrap over subjects (ESC-Bench: over pictures); p is two-sided and corrected for the number of rows (Holm). "
+    "bootstrap over subjects (of ESC-Bench: references); p is two-sided and corrected for the number of rows (Holm). "
     "A star: p below 0.05."
 )
 TIME = "score_time.svg"
@@ -63,18 +63,18 @@ def compare_runs(folders: Sequence[Path], out: Path, command: str) -> list[tuple
 
 
 def read_run(folder: Path, name: str) -> Finished:
-    """The figures of a run, case by case.
+    """The figures of a run, case by case; also of one method in a comparison's `cells/`.
 
     Raises:
         UserError: it is no finished run.
     """
     try:
-        metrics = json.loads((folder / "metrics.json").read_text())
-        about = json.loads((folder / "run.json").read_text())
+        metrics, about = (_json(folder / f) for f in ("metrics.json", "run.json"))
         tasks = {path: json.loads(path.read_text()) for path in sorted((folder / "tasks").rglob("*.json"))}
     except (OSError, ValueError) as error:
-        what = f"{folder} is no finished run of an evaluation ({error})"
-        raise UserError(f"{what}; give the --out of one that has ended") from None
+        raise UserError(f"{folder} cannot be read as a run ({error}); run it again") from None
+    if not tasks:
+        raise UserError(f"{folder} is no finished run of an evaluation; give the --out of one that has ended")
     values: Values = {}
     groups: dict[Hashable, Hashable] = {}
     seconds = []
@@ -83,14 +83,26 @@ def read_run(folder: Path, name: str) -> Finished:
         for record in task["records"]:
             case = json.dumps(record["request"], sort_keys=True)
             request = record["request"]
-            # A protocol's subject has many pictures; a reference of ESC-Bench has one.
-            named = request.get("shape") or request.get("appearance")
-            groups[case] = named if isinstance(named, str) else case
+            # A subject or a reference, which several pictures may share.
+            groups[case] = json.dumps(request.get("shape") or request.get("appearance") or case, sort_keys=True)
             if "seconds_to_customize" in record["reading"]:
                 seconds.append(record["reading"]["seconds_to_customize"])
             for score, value in record["values"].items():
                 values.setdefault(f"{name_of_task}/{score}", {})[case] = value
+    metrics = metrics or {key: _mean(key, found, groups) for key, found in values.items()}
     return Finished(name, metrics, values, groups, about, float(np.mean(seconds)) if seconds else None)
+
+
+def _mean(key: str, found: Mapping[Hashable, float], groups: Mapping[Hashable, Hashable]) -> dict[str, float]:
+    """As runs with a metrics.json have it: of means by subject."""
+    by_group: dict[Hashable, list[float]] = {}
+    for case, value in found.items():
+        by_group.setdefault(groups[case], []).append(value)
+    return scores.summarise(_name(key), [float(np.mean(values)) for values in by_group.values()])
+
+
+def _json(path: Path) -> dict:
+    return json.loads(path.read_text()) if path.is_file() else {}
 
 
 def _report(found: Sequence[Finished], result, out: Path, command: str) -> Report:
