@@ -51,7 +51,7 @@ def launch_options(host: str, port: int) -> dict:
     """Of `Blocks.launch`: nothing shared, nothing served but what this page made, nothing told to anybody."""
     return {
         "server_name": host, "server_port": port, "share": False, "allowed_paths": [], "quiet": True,
-        "footer_links": [], "enable_monitoring": False, "ssr_mode": False, "mcp_server": False, "show_error": True,
+        "footer_links": [], "enable_monitoring": False, "ssr_mode": False, "mcp_server": False, "show_error": False,
     }  # fmt: skip
 
 

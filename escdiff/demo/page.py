@@ -90,9 +90,14 @@ def build(studio: Studio, sandbox: Path) -> gr.Blocks:
 
 
 def _picture(label: str, name: str) -> gr.Image:
-    # A path, since reading is ours: with limits that hold before anything is decoded.
-    sources = ["upload", "clipboard"]
-    return gr.Image(label=label, type="filepath", image_mode=None, sources=sources, height=220, elem_id=name)
+    """A place for a picture that hands over the uploaded file as it is.
+
+    Gradio would open it first, with no limits of ours, and tell the visitor its path when that fails. A subclass is
+    no way to say so: Gradio writes a stub beside the file of every subclass.
+    """
+    place = gr.Image(label=label, type="filepath", sources=["upload", "clipboard"], height=220, elem_id=name)
+    place.preprocess = lambda payload: payload.path if payload else None
+    return place
 
 
 def _layers(studio: Studio) -> list[gr.Slider]:

@@ -4,6 +4,7 @@ Plain cosines between -1 and 1, as in DreamBooth's evaluation (Ruiz et al. 2023,
 times 2.5 (CLIPScore, so also Custom Diffusion's CLIP-T) or times 100; divide theirs before you compare.
 """
 
+import warnings
 from collections.abc import Sequence
 
 import torch
@@ -65,8 +66,10 @@ class KernelDistance(Metric):
         super().__init__(**options)
         self.features = features
         try:
-            # The least size that works; set at the end, when the numbers are known.
-            self.kid = KernelInceptionDistance(2048 if features == INCEPTION else nn.Identity(), subset_size=1)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # that it keeps all features, which is known
+                # The least size that works; set at the end, when the numbers are known.
+                self.kid = KernelInceptionDistance(2048 if features == INCEPTION else nn.Identity(), subset_size=1)
         except ModuleNotFoundError:
             raise UserError("kid by inception needs torch-fidelity; pip install 'escdiff[eval]'") from None
 

@@ -40,7 +40,8 @@ def write_protocol_report(
         figures[f"{rank} against seconds to customize, by subject"] = TIME
     sections = [Section("scores", "", [Table(("task/score", "mean", "95 % interval", "n"), rows)], figures, note=NOTE)]
     for task, found in records.items():
-        rank = _rank(found)
+        if not (rank := _rank(found)):  # such as real pictures that are the only ones of their subjects
+            continue
         ordered = sorted(found, key=lambda r, rank=rank: r.values.get(rank, np.inf))
         cards = [_card(record) for record in ordered]
         sections.append(Section(task, ABOUT[task], [_by_subject(found)], {}, cards))

@@ -118,15 +118,18 @@ def test_the_command_goes_on_after_a_kill(dreambench, tiny_folder, encoder_folde
         "--guidance", "2", "--batch-size", "1", "--masks", "plain", "--device", "cpu",
     ]  # fmt: skip
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.DEVNULL)
-    until = time.time() + 240
+    said = tmp_path / "stderr.txt"
+    with open(said, "w") as file:
+        process = subprocess.Popen(command, cwd=ROOT, env=environment, stderr=file)
+    until = time.time() + 900  # a busy machine takes minutes to import torch
     while len(list(tmp_path.glob("pictures/prompts/*/*.png"))) < 3 and time.time() < until and process.poll() is None:
         time.sleep(0.02)
     process.send_signal(signal.SIGKILL)
     process.wait()
     kept = {path: path.stat().st_mtime_ns for path in tmp_path.glob("pictures/prompts/*/*.png")}
-    assert len(kept) >= 3 and not (tmp_path / "report.html").exists()
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=400)
+    assert len(kept) >= 3, said.read_text()
+    assert not (tmp_path / "report.html").exists()
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=1800)
     assert done.returncode == 0, done.stderr
     assert all(path.stat().st_mtime_ns == when for path, when in kept.items())
     pictures = list(tmp_path.glob("pictures/prompts/*/*.png"))
