@@ -198,6 +198,20 @@ def load_backbone(
     return Backbone(**parts, name=str(name)).to(device, dtype)
 
 
+def pick_device(name: str) -> str:
+    """A torch device for "auto" or a name.
+
+    Raises:
+        UserError: it is not there.
+    """
+    there = ["cpu"] + ["cuda"] * torch.cuda.is_available() + ["mps"] * torch.backends.mps.is_available()
+    if name == "auto":
+        return there[1] if len(there) > 1 else "cpu"
+    if name.split(":")[0] not in there:
+        raise UserError(f"device={name} given; expected auto or one of {', '.join(there)} on this machine")
+    return name
+
+
 def _resolve(name: str, trust_pickle: bool) -> str:
     """The folder, file or hub id that a backbone's name means."""
     if name == "mini":

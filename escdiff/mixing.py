@@ -4,6 +4,7 @@ P+ (arXiv 2303.09522, section 5) gives the layers near the U-Net's middle to the
 Legend: L layer cell, S stage.
 """
 
+from collections.abc import Mapping
 from dataclasses import replace
 
 import torch
@@ -19,6 +20,7 @@ from escdiff.errors import UserError
 SHAPE_LAYERS = range(4, 9)
 # How MATTE's attributes count as ours.
 ROLES = {"shape": ("object",), "appearance": ("color", "style")}
+CLOSED = 1e-3  # a gate below this has hidden its residual
 HOW = "hand, gates or a number from 0 (all appearance) to 1 (all shape)"
 
 
@@ -117,6 +119,29 @@ def mix(
         # Pictures that are not taken apart: tokens of both, or the mean where there is one.
         found.extras[name] = torch.cat([one, two]) if one.ndim > 1 else (one + two) / 2
     return found
+
+
+def regate(concept: Concept, gates: Mapping[str, Tensor]) -> Concept:
+    """The concept with other gates than those its vectors were made with.
+
+    The vector of a cell is `anchor + gate * residual`; what a closed gate hid stays hidden.
+
+    Args:
+        gates: attribute -> (L, S) in [0, 1].
+
+    Raises:
+        UserError: an attribute without gates of its own, or gates of another shape.
+    """
+    vectors, own = dict(concept.vectors), dict(concept.gates)
+    for name, gate in gates.items():
+        if name not in own or own[name].shape != gate.shape:
+            found = tuple(own[name].shape) if name in own else "none"
+            raise UserError(f"gates {tuple(gate.shape)} given for {name!r}, the concept has {found}; use its encoder's")
+        anchor = concept.anchors[name].to(vectors[name])
+        ratio = torch.where(own[name] > CLOSED, gate / own[name].clamp_min(CLOSED), 0)[..., None, None]
+        vectors[name] = torch.where(ratio == 1, vectors[name], anchor + ratio.to(anchor) * (vectors[name] - anchor))
+        own[name] = gate.to(own[name])
+    return replace(concept, vectors=vectors, gates=own)
 
 
 def _position(how: str | float) -> float:

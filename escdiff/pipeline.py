@@ -43,6 +43,7 @@ def generate(
     negative_prompt: str = "",
     batch_size: int = 8,
     on_step: Callable[[int], None] | None = None,
+    watch: Callable[[int, Tensor], None] | None = None,
 ) -> list[Image.Image]:
     """Paint one picture per prompt.
 
@@ -52,6 +53,7 @@ def generate(
         guidance: classifier-free guidance scale (Ho and Salimans 2022); 1 or less switches it off.
         seeds: one per prompt, 0, 1, 2, ... without; a picture depends on its own seed only.
         on_step: called after every sampling step with the number of pictures that took it.
+        watch: called after every sampling step with its number, from 0, and the batch's latents (B, C, h, w).
 
     Raises:
         UserError: a prompt with an unknown placeholder or one beyond the last token; a concept for another backbone.
@@ -79,6 +81,8 @@ def generate(
         def after_step(pipe, step, timestep, values, swap=swap):
             if on_step:
                 on_step(len(swap.grid))
+            if watch:
+                watch(step, values["latents"])
             return swap(pipe, step, timestep, values) if space.num_stages > 1 else values
 
         added = {}
@@ -91,7 +95,7 @@ def generate(
                 prompt_embeds=swap.embeds(start, guided=False),
                 negative_prompt_embeds=pack(select(negative, space.stage_of(start.expand(len(negative))))),
                 num_inference_steps=steps, guidance_scale=guidance, callback_on_step_end=after_step,
-                callback_on_step_end_tensor_inputs=["prompt_embeds"],
+                callback_on_step_end_tensor_inputs=["latents", "prompt_embeds"],
                 generator=[torch.Generator("cpu").manual_seed(int(seed)) for seed in seeds[part]], **added,
             )  # fmt: skip
         pictures += out.images

@@ -53,19 +53,3 @@ def check_prompt(prompt: str, attributes: Sequence[str], needed: Sequence[str]) 
         raise UserError(
             f"{missing[0]}= was given, but the prompt {prompt!r} has no <{missing[0]}>; write it or drop it"
         )
-
-
-def pick_device(name: str) -> str:
-    """A torch device for "auto" or a name.
-
-    Raises:
-        UserError: it is not there.
-    """
-    import torch
-
-    there = ["cpu"] + ["cuda"] * torch.cuda.is_available() + ["mps"] * torch.backends.mps.is_available()
-    if name == "auto":
-        return there[1] if len(there) > 1 else "cpu"
-    if name.split(":")[0] not in there:
-        raise UserError(f"device={name} given; expected auto or one of {', '.join(there)} on this machine")
-    return name

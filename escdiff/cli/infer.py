@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from escdiff.cli.checks import check, check_prompt, pick_device
+from escdiff.cli.checks import check, check_prompt
 from escdiff.cli.compose import compose, door, options, reject_unknown, show
 
 TEXTS = ("shape", "appearance", "concept", "prompt", "negative_prompt", "references", "encoder", "out", "backbone.name")
@@ -114,7 +114,7 @@ def load_models(config: dict, with_encoder: bool = True):
     """(backbone, encoder); no encoder when concept files stand for it."""
     import torch
 
-    from escdiff.backbone import load_backbone
+    from escdiff.backbone import load_backbone, pick_device
     from escdiff.encoder import ConceptEncoder
     from escdiff.quiet import quiet_libraries
 

@@ -2,12 +2,15 @@
 
 import copy
 import importlib.util
+import sys
 from collections.abc import Callable, Collection, Sequence
+from pathlib import Path
 
 from escdiff.cli.compose import configs_folder, explain
 from escdiff.errors import UserError
 
 SWEEP = {"-m", "--multirun"}
+PLUGINS = Path(__file__).parents[1] / "plugins"
 NEEDED = {  # argument -> module, extra
     "hparams_search=optuna": ("optuna", "tune"),
     "launcher=slurm": ("hydra_plugins.hydra_submitit_launcher", "slurm"),
@@ -34,6 +37,16 @@ def check_extras(argv: Sequence[str]) -> None:
             raise UserError(f"{argument} needs more packages; install them by: pip install 'escdiff[{extra}]'")
 
 
+def add_sweeper() -> None:
+    """Make our sweeper known to Hydra, which takes plugins from the package `hydra_plugins` only."""
+    if str(PLUGINS) not in sys.path:
+        sys.path.append(str(PLUGINS))
+    from hydra.core.plugins import Plugins
+    from hydra_plugins.escdiff_optuna import OptunaSweeper
+
+    Plugins.instance().register(OptunaSweeper)
+
+
 def sweep(argv: Sequence[str], run: Callable[[dict], None], texts: Collection[str]) -> None:
     """Run every cell; its folder is named after what the sweep varies.
 
@@ -47,6 +60,8 @@ def sweep(argv: Sequence[str], run: Callable[[dict], None], texts: Collection[st
     from omegaconf import DictConfig, OmegaConf
 
     check_extras(argv)
+    if "hparams_search=optuna" in argv:
+        add_sweeper()
     given = OverridesParser.create().parse_overrides([a for a in argv if a not in SWEEP])
     keys = [override.get_key_element() for override in given]
     varies = any(o.is_sweep_override() for o in given) or any(key == "hparams_search" for key in keys)

@@ -1,4 +1,4 @@
-"""The doors of the evaluation: `python -m escdiff.evaluation esc-bench --out DIR`, and `compare --out DIR`."""
+"""The doors of the evaluation: `python -m escdiff.evaluation esc-bench --out DIR`, `compare --out DIR`, and `doors`."""
 
 import json
 import os
@@ -11,6 +11,8 @@ from typing import Annotated
 import typer
 
 from escdiff.errors import UserError
+from escdiff.evaluation import doors
+from escdiff.evaluation.doors import make_folder
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help=__doc__, pretty_exceptions_enable=False)
 
@@ -34,8 +36,8 @@ def esc_bench(
 ) -> None:
     """Paint Still Life pictures from words and concepts and let the oracle judge them.
 
-    Writes metrics.json, report.md, report.html with one page per task, and run.json. Stop it and start it again as you
-    like: finished tasks are kept.
+    Writes metrics.json, run.json, report.md and report.html, one page that needs nothing else. Stop it and start it
+    again as you like: finished tasks are kept.
     """
     checks = {"--steps": steps >= 1, "--seed": seed >= 0, "--guidance": guidance >= 0}
     for option, fine in checks.items():
@@ -175,12 +177,8 @@ def curves(
     typer.echo(out)
 
 
-def make_folder(out: Path) -> None:
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        what = f"--out is {out}, which cannot be made a folder ({error.strerror})"
-        raise UserError(f"{what}; give a folder of your own") from None
+for command in doors.COMMANDS:
+    app.command(command.__name__)(command)
 
 
 def main() -> None:

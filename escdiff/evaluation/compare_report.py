@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from escdiff.evaluation import scores
+from escdiff.evaluation.plot import score_against_time
 from escdiff.evaluation.records import write
 
 MAIN = ("both/family", "both/pattern", "both/color", "swap/shape", "swap/appearance", "edit/background", "edit/color",
@@ -89,20 +90,10 @@ def group_score(method: Mapping[str, Any], group: str) -> float:
 
 
 def draw_figure(table: Mapping[str, dict], path: Path) -> None:
-    """Mean of the groups' scores over seconds to customize, on a logarithmic axis."""
-    from matplotlib import rc_context
-    from matplotlib.figure import Figure
-
-    figure = Figure((8, 4.4), layout="constrained")
-    axes = figure.subplots()
-    for name, method in table.items():
-        point = max(method["seconds"], 1e-3), 100 * _overall(method)
-        axes.plot(*point, "o", color="tab:red" if name.startswith("escdiff") else "tab:blue")
-        axes.annotate(name, point, (6, 3), textcoords="offset points")
-    axes.set(xscale="log", ylim=(0, 100), xlabel="seconds to customize", ylabel="% (mean of both, swap, text edit)")
-    axes.grid(alpha=0.3)
-    with rc_context({"svg.fonttype": "none", "svg.hashsalt": "comparison"}):  # text stays text
-        figure.savefig(path, metadata={"Date": None})
+    """Mean of the groups' scores over seconds to customize."""
+    points = {name: (method["seconds"], 100 * _overall(method)) for name, method in table.items()}
+    ours = [name for name in table if name.startswith("escdiff")]
+    score_against_time(points, path, "seconds to customize", "% (mean of both, swap, text edit)", ours)
 
 
 def _overall(method: Mapping[str, Any]) -> float:

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+import torch
 from PIL import Image
 
 from escdiff.data.images import to_pil
@@ -40,10 +41,13 @@ def _paint(models: Models, task: Task, requests: Sequence[Request], seeds: Seque
     if not (task.clip and models.clip):
         opinion = None
     elif task.clip == "clip_t":
-        opinion = models.clip.text(results, [r.prompt for r in requests], models.backbone.tokenizer)
+        opinion = models.clip.texts([r.prompt for r in requests])
     else:
-        opinion = models.clip.image(results, [own["shape"] for own in references])
-    return beside, results, [{task.clip: value} for value in opinion] if opinion else [{} for _ in requests]
+        opinion = models.clip.pictures([own["shape"] for own in references])
+    if opinion is None:
+        return beside, results, [{} for _ in requests]
+    cosines = torch.cosine_similarity(models.clip.pictures(results), opinion, dim=-1)
+    return beside, results, [{task.clip: value} for value in cosines.tolist()]
 
 
 def _named(request: Request, references: Pictures) -> Pictures:

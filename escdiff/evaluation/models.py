@@ -16,7 +16,7 @@ from escdiff.encoder.branches import set_branches
 from escdiff.encoder.checkpoint import bundled_folder
 from escdiff.encoder.encoder import ConceptEncoder
 from escdiff.evaluation import scores
-from escdiff.evaluation.clip import Clip
+from escdiff.evaluation.metrics.features import Clip
 from escdiff.evaluation.references import Request
 from escdiff.pipeline import generate
 from escdiff.still_life.oracle import Oracle
@@ -58,7 +58,7 @@ class Models:
         model = load_backbone(backbone)
         reader = ConceptEncoder.from_pretrained(encoder, model) if concepts else None
         home = mini_folder() if backbone == "mini" else Path(backbone).expanduser()
-        clip = Clip(home / "clip") if (home / "clip" / "preprocessor_config.json").is_file() else None
+        clip = Clip(home / "clip", model.tokenizer) if (home / "clip" / "preprocessor_config.json").is_file() else None
         weights = (
             fingerprint(model.name, model.text_hash, home, oracle or mini_folder() / "oracle"),
             fingerprint(encoder or bundled_folder()),

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from PIL import Image
 
@@ -20,12 +21,13 @@ class Record:
     """A request, what was made of it and what the oracle read.
 
     Attributes:
+        request: anything with `to_dict` and `from_dict`; a `Request` of ESC-Bench, a `Case` of the protocols.
         reading: see `escdiff.evaluation.scores`.
         values: score -> value, for the scores that could be judged.
         pictures: caption -> path below the output folder; the judged one is `RESULT`.
     """
 
-    request: Request
+    request: Any
     reading: dict
     values: dict[str, float]
     pictures: dict[str, str] = field(default_factory=dict)
@@ -34,8 +36,8 @@ class Record:
         return {**vars(self), "request": self.request.to_dict()}
 
     @classmethod
-    def from_dict(cls, values: dict) -> "Record":
-        return cls(**{**values, "request": Request.from_dict(values["request"])})
+    def from_dict(cls, values: dict, kind: type = Request) -> "Record":
+        return cls(**{**values, "request": kind.from_dict(values["request"])})
 
 
 def save_pictures(out: Path, task: str, records: Sequence[Record], pictures: Sequence[dict[str, Image.Image]]) -> None:
@@ -79,13 +81,17 @@ def save_task(out: Path, task: str, settings: str, seconds: float, records: Sequ
     write(out / "tasks" / f"{task}.json", json.dumps(about))
 
 
-def load_task(out: Path, task: str, settings: str) -> tuple[float, list[Record]] | None:
-    """Seconds and records of a task that was finished with these settings; None if there is none, or no pictures."""
+def load_task(out: Path, task: str, settings: str, kind: type = Request) -> tuple[float, list[Record]] | None:
+    """Seconds and records of a task that was finished with these settings; None if there is none, or no pictures.
+
+    Args:
+        kind: of the requests.
+    """
     try:
         about = json.loads((out / "tasks" / f"{task}.json").read_text(encoding="utf-8"))
         if about["settings"] != settings:
             return None
-        seconds, records = about["seconds"], [Record.from_dict(values) for values in about["records"]]
+        seconds, records = about["seconds"], [Record.from_dict(each, kind) for each in about["records"]]
     except (OSError, ValueError, KeyError, TypeError):
         return None
     there = all((out / path).is_file() for record in records for path in record.pictures.values())

@@ -20,7 +20,10 @@ from escdiff.still_life.world import TWO_ALIKE, Factors
 RESAMPLES, CONFIDENCE = 2000, 0.95
 MEDIANS = ("delta_e", "other_delta_e")  # heavy tails: their median stands for them
 ERRORS = ("delta_e", "params", "gloss", "other_delta_e", "other_params")  # less is better
-DECIBELS, COSINES = ("psnr",), ("clip_t", "clip_i")  # everything else is a share of pictures
+DECIBELS = ("psnr",)
+# Of `evaluation.metrics`; the same names come with `leak_` and `_all`. Everything else is a share of pictures.
+COSINES = ("clip_t", "clip_i", "dino", "dinov2", "mask_iou")
+DISTANCES = ("lpips", "dreamsim", "kid", "lab_distance", "gram_distance")  # less is better
 
 
 def read(oracle: Oracle, pixels: Tensor, batch_size: int = 32) -> list[dict]:
@@ -116,7 +119,24 @@ def summarise(name: str, values: Sequence[float]) -> dict[str, float | int]:
 
 
 def is_share(name: str) -> bool:
-    return name not in (*ERRORS, *DECIBELS, *COSINES)
+    return base(name) not in (*ERRORS, *DECIBELS, *COSINES, *DISTANCES)
+
+
+def base(name: str) -> str:
+    """The metric behind a score, such as "clip_i" behind "clip_i_all"."""
+    return name.removeprefix("leak_").removesuffix("_all")
+
+
+def text(name: str, value: float) -> str:
+    """A score as people read it."""
+    if is_share(name):
+        return f"{100 * value:.1f} %"
+    return f"{value:.1f}" if base(name) in (*MEDIANS, *DECIBELS, "lab_distance") else f"{value:.3f}"
+
+
+def signed(name: str, value: float) -> str:
+    """A difference of scores as people read it."""
+    return ("+" if value >= 0 else "−") + text(name, abs(value))
 
 
 @cache

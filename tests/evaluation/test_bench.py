@@ -12,6 +12,7 @@ from transformers import CLIPVisionConfig, CLIPVisionModel
 from escdiff.encoder import ConceptEncoder, EncoderConfig, load_vision
 from escdiff.evaluation.bench import Bench
 from escdiff.evaluation.models import Models
+from escdiff.evaluation.page import THUMB, _embed
 from escdiff.evaluation.tasks import TASKS
 
 NUMBERS = dict.fromkeys(TASKS, 2) | {"swap": 4, "leak": 0, "edit": 0, "copy": 0}
@@ -33,16 +34,16 @@ def test_perfect_pictures_get_perfect_figures_in_flat_files(bench, tmp_path):
     assert about["command"] == "the command" and set(about["seconds"]) == set(TASKS)
 
 
-def test_pages_show_every_picture_and_need_no_network(bench, tmp_path):
-    bench.run(["both", "swap"])
-    index, page = (tmp_path / "report.html").read_text(), (tmp_path / "both.html").read_text()
-    assert 'href="both.html"' in index and "both/family" in index and "://" not in index + page
+def test_the_report_is_one_page_that_fetches_nothing(bench, tmp_path):
+    bench.run(["both", "swap"], "the command")
+    page = (tmp_path / "report.html").read_text()
+    assert not list(tmp_path.glob("[!r]*.html")) and "://" not in page and 'src="pictures' not in page
+    assert "both/family" in page and "the command" in page and (tmp_path / "pictures/swap/matrix.png").is_file()
     for record in bench.records["both"]:
         for path in record.pictures.values():
-            assert f'src="{path}"' in page and Image.open(tmp_path / path).size == (128, 128)
-    assert (tmp_path / "pictures/swap/matrix.png").is_file()
+            assert _embed(tmp_path / path, THUMB) in page and Image.open(tmp_path / path).size == (128, 128)
     lines = (tmp_path / "report.md").read_text().splitlines()
-    assert any(line.startswith("| both/family | 100.0 %") for line in lines)
+    assert any(line.startswith("| both/family | 100.0 %") for line in lines) and "the command" in " ".join(lines)
 
 
 def test_wrong_pictures_come_first(bench, tmp_path):
@@ -52,10 +53,10 @@ def test_wrong_pictures_come_first(bench, tmp_path):
     from escdiff.evaluation.report import write_report
 
     write_report(tmp_path, bench.records, bench.metrics(), bench.about(""))
-    page = (tmp_path / "both.html").read_text()
-    assert min(page.index(p) for r in bench.records["both"] for p in r.pictures.values()) == page.index(
-        last.pictures["reference"]
-    )
+    page = (tmp_path / "report.html").read_text()
+    page = page[page.index('<section id="both">') :]
+    places = {page.index(_embed(tmp_path / r.pictures["result"], THUMB)): r for r in bench.records["both"]}
+    assert places[min(places)] is last and f"not {last.request.expected.shape.family}" in page
 
 
 def again(bench, **changes):

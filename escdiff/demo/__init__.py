@@ -1,0 +1,1 @@
+"""A web page to mix shape and appearance: `escdiff-demo`."""

@@ -1,0 +1,120 @@
+"""`python -m escdiff.evaluation dreambench | p_plus | folder | runs`: the field's protocols, and runs side by side."""
+
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from escdiff.errors import UserError
+
+Out = Annotated[Path, typer.Option(help="Folder for pictures, figures and report; made if missing.")]
+BackboneName = Annotated[str, typer.Option(help="mini, sd15, another of configs/backbone, a folder or a hub id.")]
+Encoder = Annotated[Path | None, typer.Option(help="Folder of the concept encoder; else the bundled one.")]
+Concepts = Annotated[Path | None, typer.Option(help="Folder of concept files by subject, in the encoder's place.")]
+Metrics = Annotated[str, typer.Option(help="standard, full, mini, or a YAML file; see configs/eval.")]
+Masks = Annotated[str, typer.Option(help="none, plain (plain backgrounds), or a segmentation model.")]
+Images = Annotated[int, typer.Option(min=1, help="Pictures per subject and prompt.")]
+Steps = Annotated[int, typer.Option(min=1, help="DDIM steps.")]
+Guidance = Annotated[float | None, typer.Option(min=0, help="Guidance scale; else the backbone's own.")]
+Seed = Annotated[int, typer.Option(min=0, help="Of the first picture of each prompt; the next ones count on.")]
+Reference = Annotated[int, typer.Option(min=0, help="Number of the picture that concepts are read from.")]
+Swap = Annotated[bool, typer.Option("--swap", help="Also the shape of each subject in the next one's appearance.")]
+Shard = Annotated[str, typer.Option(help="Such as 2/8: the second of eight processes over one --out.")]
+BatchSize = Annotated[int, typer.Option(min=1, help="Pictures painted at once.")]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")]
+
+
+def dreambench(
+    data: Annotated[Path, typer.Argument(help="The repository of DreamBooth's data, or its dataset/ folder.")],
+    out: Out, backbone: BackboneName = "sd15", encoder: Encoder = None, concepts: Concepts = None,
+    metrics: Metrics = "standard", masks: Masks = "none", images: Images = 4, steps: Steps = 50,
+    guidance: Guidance = None, seed: Seed = 0, reference: Reference = 0, swap: Swap = False, shard: Shard = "1/1",
+    batch_size: BatchSize = 4, device: Device = "auto",
+) -> None:  # fmt: skip
+    """DreamBench: 30 subjects, 25 prompts, 4 pictures each, one reference.
+
+    Stop it and start it again as you like: painted pictures are kept.
+    """
+    from escdiff.evaluation.protocols.subjects import read_dreambench
+
+    _run("dreambench", lambda: read_dreambench(data), **_without(locals(), "data"))
+
+
+def p_plus(
+    data: Annotated[Path, typer.Argument(help="A folder of pictures per concept; classes.txt: lines name,class.")],
+    out: Out, backbone: BackboneName = "sd15", encoder: Encoder = None, concepts: Concepts = None,
+    metrics: Metrics = "standard", masks: Masks = "none", images: Images = 4, steps: Steps = 50,
+    guidance: Guidance = None, seed: Seed = 0, reference: Reference = 0, swap: Swap = False, shard: Shard = "1/1",
+    batch_size: BatchSize = 4, device: Device = "auto",
+) -> None:  # fmt: skip
+    """The set-up of P+ (arXiv 2303.09522): concepts in changed scenes and styles, CLIP-T against DINO."""
+    from escdiff.evaluation.protocols.subjects import read_p_plus
+
+    _run("p_plus", lambda: read_p_plus(data), **_without(locals(), "data"))
+
+
+def folder(
+    data: Annotated[Path, typer.Argument(help="Pictures, or a folder of them per subject.")],
+    prompts: Annotated[Path, typer.Option(help="One a line, with {}, <concept>, <shape> or <appearance>.")],
+    out: Out, backbone: BackboneName = "mini", encoder: Encoder = None, concepts: Concepts = None,
+    metrics: Metrics = "mini", masks: Masks = "plain", images: Images = 4, steps: Steps = 50,
+    guidance: Guidance = None, seed: Seed = 0, reference: Reference = 0, swap: Swap = False, shard: Shard = "1/1",
+    batch_size: BatchSize = 4, device: Device = "auto",
+) -> None:  # fmt: skip
+    """Any references with any prompts."""
+    from escdiff.evaluation.protocols.subjects import read_folder, read_prompts
+
+    _run("folder", lambda: read_folder(data, read_prompts(prompts)), **_without(locals(), "data", "prompts"))
+
+
+def runs(
+    folders: Annotated[list[Path], typer.Argument(help="Folders of the same protocol or ESC-Bench, the first ours.")],
+    out: Out,
+) -> None:
+    """Several runs side by side, with paired differences from the first and their significance."""
+    from escdiff.evaluation.runs import compare_runs
+
+    make_folder(out)
+    compare_runs(folders, out, shlex.join(sys.argv))
+    typer.echo(f"{out / 'runs.html'}, {out / 'runs.md'}")
+
+
+COMMANDS: Sequence = (dreambench, p_plus, folder, runs)
+
+
+def make_folder(out: Path) -> None:
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        what = f"--out is {out}, which cannot be made a folder ({error.strerror})"
+        raise UserError(f"{what}; give a folder of your own") from None
+
+
+def _without(values: dict, *names: str) -> dict:
+    """A command's options, without what only it has and what it imported."""
+    return {name: value for name, value in values.items() if name not in names and not name.startswith("read_")}
+
+
+def _run(
+    name: str, read, out: Path, backbone: str, encoder: Path | None, concepts: Path | None, metrics: str, masks: str,
+    images: int, steps: int, guidance: float | None, seed: int, reference: int, swap: bool, shard: str,
+    batch_size: int, device: str,
+) -> None:  # fmt: skip
+    from escdiff.backbone import pick_device
+    from escdiff.evaluation.metrics.make import read_metrics
+    from escdiff.evaluation.protocols.painter import Painter
+    from escdiff.evaluation.protocols.run import Run, parse_shard
+    from escdiff.quiet import quiet_libraries
+
+    quiet_libraries()
+    device, part, lines, subjects = pick_device(device), parse_shard(shard), read_metrics(metrics), read()
+    make_folder(out)
+    painter = Painter.load(backbone, encoder, concepts, steps, guidance, batch_size, device)
+    run = Run(name, subjects, painter, out, lines, masks, images, seed, reference, swap, part, device)
+    if run.run(shlex.join(["python", "-m", "escdiff.evaluation", *sys.argv[1:]])) is None:
+        typer.echo(f"{shard} is done; whichever process ends last writes {out / 'report.html'}")
+    else:
+        typer.echo(f"{out / 'report.html'}, {out / 'metrics.json'}")

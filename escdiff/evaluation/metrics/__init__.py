@@ -1,0 +1,1 @@
+"""Metrics of pictures as `torchmetrics.Metric`s, over models by configuration."""
