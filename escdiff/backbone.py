@@ -1,12 +1,13 @@
-"""The frozen latent-diffusion model: a Stable Diffusion's VAE, text encoder, tokenizer, U-Net, schedule.
+"""The frozen latent-diffusion model: a Stable Diffusion's VAE, text encoders, tokenizers, U-Net, schedule.
 
 Legend: B batch, C latent channels, h, w latent height and width (H, W divided by 8).
 """
 
-import hashlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers import (
@@ -14,22 +15,21 @@ from diffusers import (
     DDPMScheduler,
     SchedulerMixin,
     StableDiffusionPipeline,
+    StableDiffusionXLPipeline,
     UNet2DConditionModel,
 )
 from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from torch import Tensor
-from transformers import CLIPTextModel, CLIPTokenizer
+from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
+from escdiff.blueprint import ARCHITECTURES, Blueprint, cannot_load, mini_folder, read_blueprint
 from escdiff.conditioning import ConditioningSpace, PromptEncoder
 from escdiff.errors import UserError
 
-PARTS = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")
-PICKLE_SUFFIXES = {".ckpt", ".pt", ".pth", ".bin"}
+__all__ = ["Backbone", "Blueprint", "load_backbone", "loading_options", "mini_folder", "read_blueprint"]
 
-
-def mini_folder() -> Path:
-    """Where the bundled model lives (it may not have been trained yet)."""
-    return Path(__file__).parent / "assets" / "mini"
+PARTS = ("unet", "vae", "text_encoder", "tokenizer", "scheduler", "text_encoder_2", "tokenizer_2")
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 @dataclass(eq=False)
@@ -39,7 +39,7 @@ class Backbone:
     Not an `nn.Module` on purpose: a LightningModule that held one would copy and store its weights.
 
     Raises:
-        UserError: the parts do not make a text-to-image Stable Diffusion 1.x or 2.x.
+        UserError: the parts do not make a text-to-image Stable Diffusion 1.x, 2.x or XL.
     """
 
     unet: UNet2DConditionModel
@@ -48,11 +48,14 @@ class Backbone:
     tokenizer: CLIPTokenizer
     scheduler: SchedulerMixin
     name: str
+    text_encoder_2: CLIPTextModelWithProjection | None = None
+    tokenizer_2: CLIPTokenizer | None = None
 
     def __post_init__(self) -> None:
         config, width, channels = self.unet.config, self.width, self.vae.config.latent_channels
-        if config.addition_embed_type is not None:
-            problem = f"its U-Net expects {config.addition_embed_type!r} embeddings (SDXL)"
+        if config.addition_embed_type != ("text_time" if self.is_xl else None):
+            count = 1 + self.is_xl
+            problem = f"its U-Net expects {config.addition_embed_type!r} embeddings (SDXL), and text encoders: {count}"
         elif config.in_channels != channels:
             problem = f"its U-Net reads {config.in_channels} channels, its VAE has {channels}"
         elif config.cross_attention_dim != width:
@@ -62,10 +65,20 @@ class Backbone:
         if problem:
             raise UserError(
                 f"the backbone {self.name!r} cannot be used: {problem}; "
-                "give a text-to-image Stable Diffusion 1.x or 2.x checkpoint"
+                "give a text-to-image Stable Diffusion 1.x, 2.x or XL checkpoint"
             )
-        for part in (self.unet, self.vae, self.text_encoder):
+        for part in self.modules():
             part.requires_grad_(False).eval()
+
+    def modules(self) -> list[torch.nn.Module]:
+        """U-Net, VAE and text encoders."""
+        parts = (self.unet, self.vae, self.text_encoder, self.text_encoder_2)
+        return [part for part in parts if part is not None]
+
+    @property
+    def is_xl(self) -> bool:
+        """Whether it is an SDXL, with two text encoders."""
+        return self.text_encoder_2 is not None
 
     @property
     def device(self) -> torch.device:
@@ -77,18 +90,17 @@ class Backbone:
 
     @property
     def width(self) -> int:
-        """D, width of the text encoder."""
-        return self.text_encoder.config.hidden_size
+        """D, width of the text encoders together."""
+        return sum(part.config.hidden_size for part in (self.text_encoder, self.text_encoder_2) if part is not None)
 
     @cached_property
     def prompts(self) -> PromptEncoder:
-        return PromptEncoder(self.tokenizer, self.text_encoder)
+        return PromptEncoder(self.tokenizer, self.text_encoder, self.tokenizer_2, self.text_encoder_2)
 
     @cached_property
     def text_hash(self) -> str:
-        """Twelve hexadecimal digits of the word embeddings, equal for a model's float32 and float16 files."""
-        weight = self.prompts.embedding_weight.detach().to("cpu", torch.float16).contiguous()
-        return hashlib.sha256(weight.view(torch.uint8).numpy()).hexdigest()[:12]
+        """`PromptEncoder.fingerprint` of the weights as they were read."""
+        return self.prompts.fingerprint()
 
     @cached_property
     def noise_schedule(self) -> DDPMScheduler:
@@ -101,7 +113,7 @@ class Backbone:
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> "Backbone":
         """Move and cast all parts in place; returns itself."""
         _ = self.text_hash  # taken before a cast to bfloat16 would change it
-        for part in (self.unet, self.vae, self.text_encoder):
+        for part in self.modules():
             torch.nn.Module.to(part, device=device, dtype=dtype)  # without the advice that diffusers adds
         return self
 
@@ -144,18 +156,28 @@ class Backbone:
     def predict(self, noisy: Tensor, timesteps: Tensor, conditioning: Tensor, **added) -> Tensor:
         """The U-Net's output (B, C, h, w). `conditioning` is (B, T, D), or packed (B, L*T, D) while bound.
 
-        `added` goes to the U-Net as it is, such as the `added_cond_kwargs` of an image adapter.
+        `added` goes to the U-Net as it is, such as the `added_cond_kwargs` of an image adapter. SDXL's U-Net is told
+        the size and, as in the part of its own training without a prompt, pooled states of zero.
         """
         noisy, conditioning = (x.to(self.device, self.dtype) for x in (noisy, conditioning))
+        if self.is_xl:
+            height, width = (side * 2 ** (len(self.vae.config.block_out_channels) - 1) for side in noisy.shape[-2:])
+            known = {
+                "text_embeds": noisy.new_zeros(len(noisy), self.text_encoder_2.config.projection_dim),
+                "time_ids": noisy.new_tensor([[height, width, 0, 0, height, width]]).repeat(len(noisy), 1),
+            }
+            added["added_cond_kwargs"] = known | (added.get("added_cond_kwargs") or {})
         return self.unet(noisy, timesteps.to(self.device), encoder_hidden_states=conditioning, **added).sample
 
-    def pipeline(self) -> StableDiffusionPipeline:
+    def pipeline(self) -> StableDiffusionPipeline | StableDiffusionXLPipeline:
         """The stock pipeline over the same modules, with a scheduler of its own and no safety checker."""
+        parts = {part: getattr(self, part) for part in PARTS if getattr(self, part) is not None}
+        parts["scheduler"] = type(self.scheduler).from_config(self.scheduler.config)
+        if self.is_xl:
+            return StableDiffusionXLPipeline(**parts, add_watermarker=False)
         return StableDiffusionPipeline(
-            vae=self.vae, text_encoder=self.text_encoder, tokenizer=self.tokenizer, unet=self.unet,
-            scheduler=type(self.scheduler).from_config(self.scheduler.config),
-            safety_checker=None, feature_extractor=None, requires_safety_checker=False,
-        )  # fmt: skip
+            **parts, safety_checker=None, feature_extractor=None, requires_safety_checker=False
+        )
 
     @property
     def _shift(self) -> float:
@@ -163,39 +185,45 @@ class Backbone:
 
 
 def load_backbone(
-    name: str | Path = "mini", dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu",
-    trust_pickle: bool = False, **options,
+    name: str | Path | Blueprint = "mini", dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu",
+    trust_pickle: bool = False, prediction_type: str | None = None, **options: Any,
 ) -> Backbone:  # fmt: skip
-    """Load a Stable Diffusion 1.x or 2.x.
+    """Load a Stable Diffusion 1.x, 2.x or XL.
 
     Args:
-        name: "mini" (the bundled model), a diffusers folder, a single `.safetensors` file, or a hub id.
+        name: "mini" (the bundled model), a diffusers folder, a single `.safetensors` file, a hub id, or what
+            `read_blueprint` found under one of these.
         trust_pickle: also read pickled weights, which can run code.
-        options: passed to the diffusers loader, such as `revision`, `cache_dir`, `local_files_only`; for a
-            single file also `config`, a diffusers folder with the model's configuration.
+        prediction_type: "epsilon", "v_prediction" or "sample" if the checkpoint's scheduler names the wrong one.
+        options: passed to the diffusers loader, such as `revision`, `variant`, `cache_dir`, `local_files_only`,
+            `device_map` (then `device` is not used); for a single file also `config`, see `read_blueprint`.
 
     Raises:
         UserError: nothing loadable under this name, pickled weights without `trust_pickle`,
             another kind of model.
     """
-    source = _resolve(str(name), trust_pickle)
-    options |= {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
+    hub = {key: options[key] for key in ("revision", "cache_dir", "token", "local_files_only") if key in options}
+    config = options.pop("config", None)
+    plan = name if isinstance(name, Blueprint) else read_blueprint(name, trust_pickle, config, **hub)
+    kind = StableDiffusionXLPipeline if plan.is_xl else StableDiffusionPipeline
     try:
-        if Path(source).is_file():
-            pipeline = StableDiffusionPipeline.from_single_file(source, **options)
+        if plan.config is not None:
+            options = options | _tokenizers(plan)
+            pipeline = kind.from_single_file(plan.source, config=plan.config, **options)
         else:
-            pipeline = StableDiffusionPipeline.from_pretrained(
-                source, use_safetensors=None if trust_pickle else True, **options
+            # The text encoders' words are compared with a concept's, so they are read unrounded and cast later.
+            dtypes = {"text_encoder": torch.float32, "text_encoder_2": torch.float32, "default": dtype}
+            unsafe = {} if plan.is_xl else {"safety_checker": None, "feature_extractor": None}
+            pipeline = kind.from_pretrained(
+                plan.source, use_safetensors=None if trust_pickle else True, dtype=dtypes, **unsafe, **options
             )
-        parts = {key: pipeline.components[key] for key in PARTS}
+        parts = {key: pipeline.components[key] for key in PARTS if key in pipeline.components}
     except Exception as error:  # the loaders of three libraries raise what they like
-        reason = str(error).strip().split("\n")[0]
-        raise UserError(
-            f"the backbone {str(name)!r} could not be loaded ({type(error).__name__}: {reason}); expected "
-            "'mini', a diffusers folder of a Stable Diffusion 1.x or 2.x with safetensors weights, one "
-            ".safetensors file of it, or its hub id: check the name and the connection"
-        ) from error
-    return Backbone(**parts, name=str(name)).to(device, dtype)
+        raise cannot_load(plan.name, error) from error
+    if prediction_type:
+        scheduler = parts["scheduler"]
+        parts["scheduler"] = type(scheduler).from_config(scheduler.config, prediction_type=prediction_type)
+    return Backbone(**parts, name=plan.name).to(None if options.get("device_map") else device, dtype)
 
 
 def pick_device(name: str) -> str:
@@ -212,22 +240,26 @@ def pick_device(name: str) -> str:
     return name
 
 
-def _resolve(name: str, trust_pickle: bool) -> str:
-    """The folder, file or hub id that a backbone's name means."""
-    if name == "mini":
-        if not (mini_folder() / "model_index.json").is_file():
-            raise UserError(
-                f"the bundled model 'mini' is not at {mini_folder()}: train it with "
-                "`python train.py experiment=mini/clip`, then mini/vae and mini/unet, or name another one"
-            )
-        return str(mini_folder())
-    path = Path(name).expanduser()
-    if path.suffix in PICKLE_SUFFIXES and not trust_pickle:
-        raise UserError(
-            f"the backbone {name!r} is a pickle, which can run code when it is read; expected .safetensors: "
-            "convert it, or set trust_pickle=true if you trust its author"
-        )
-    looks_like_path = name.startswith((".", "/", "~")) or path.suffix in {".safetensors", *PICKLE_SUFFIXES}
-    if looks_like_path and not path.exists():
-        raise UserError(f"there is no backbone at {name!r}: give an existing folder or .safetensors file")
-    return str(path) if path.exists() else name
+def loading_options(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Options of `load_backbone` in a configuration's `backbone` block (`configs/loading.yaml`), its dtype apart.
+
+    Raises:
+        UserError: an unknown prediction type.
+    """
+    kinds = ("epsilon", "v_prediction", "sample")
+    if (kind := settings.get("prediction_type")) not in (None, *kinds):
+        raise UserError(f"backbone.prediction_type={kind} given; expected one of {', '.join(kinds)}")
+    names = ("variant", "revision", "config", "prediction_type", "device_map", "trust_pickle")
+    options = {name: settings[name] for name in names if settings.get(name)}
+    return options | ({"local_files_only": True} if settings.get("offline") else {})
+
+
+def _tokenizers(plan: Blueprint) -> dict[str, CLIPTokenizer]:
+    """For the bundled configurations, CLIP's vocabulary from the bundled model; each kind has its padding."""
+    if Path(plan.config).parent != ARCHITECTURES:
+        return {}
+    clip, end = mini_folder() / "tokenizer", "<|endoftext|>"
+    found = {"tokenizer": CLIPTokenizer.from_pretrained(clip, pad_token="!" if plan.width == 1024 else end)}
+    if plan.is_xl:
+        found["tokenizer_2"] = CLIPTokenizer.from_pretrained(clip, pad_token="!")
+    return found

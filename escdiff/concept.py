@@ -91,14 +91,18 @@ class Concept:
         """D, width of the text encoder."""
         return next(iter(self.vectors.values())).shape[-1]
 
-    def placeholders(self) -> dict[str, Tensor]:
+    def placeholders(self, name: str | None = None) -> dict[str, Tensor]:
         """Placeholder -> (1, L, S, K, D), for `PromptEncoder.encode`.
 
         `<concept>` is all attributes one behind the other, where there is more than one.
+
+        Args:
+            name: such as "mug", for `<mug-shape>`, `<mug-appearance>` and, for all of them, `<mug>`.
         """
-        result = {placeholder(name): vectors[None] for name, vectors in self.vectors.items()}
-        if len(self.vectors) > 1:
-            result.setdefault(placeholder(WHOLE), torch.cat(list(result.values()), dim=3))
+        prefix = f"{name}-" if name else ""
+        result = {placeholder(prefix + attribute): vectors[None] for attribute, vectors in self.vectors.items()}
+        if name or len(self.vectors) > 1:
+            result.setdefault(placeholder(name or WHOLE), torch.cat(list(result.values()), dim=3))
         return result
 
     def scaled(self, strength: float | Mapping[str, float]) -> "Concept":

@@ -1,4 +1,4 @@
-"""From prompts and concepts to pictures, through the stock `StableDiffusionPipeline` and a bound U-Net."""
+"""From prompts and concepts to pictures, through diffusers' own pipelines."""
 
 from collections.abc import Callable, Mapping, Sequence
 
@@ -8,28 +8,9 @@ from torch import Tensor
 
 from escdiff.backbone import Backbone
 from escdiff.concept import IMAGE_TOKENS, Concept
-from escdiff.conditioning import ConditioningSpace, bind
-from escdiff.conditioning.grid import expand, pack, select
+from escdiff.conditioning import ConditioningSpace
 from escdiff.errors import UserError
-
-
-class StageSwap:
-    """A `callback_on_step_end` that gives the next step's stage its conditioning, both guided halves at once."""
-
-    def __init__(self, space: ConditioningSpace, grid_BLSTD: Tensor, negative_BLSTD: Tensor | None) -> None:
-        self.space, self.grid, self.negative = space, grid_BLSTD, negative_BLSTD
-
-    def embeds(self, timestep: Tensor, guided: bool) -> Tensor:
-        """Packed conditioning at a timestep: (B, L*T, D), or (2B, L*T, D) when guided."""
-        parts = [self.grid] if not guided or self.negative is None else [self.negative, self.grid]
-        stage = self.space.stage_of(timestep.reshape(1).cpu())
-        return torch.cat([pack(select(part, stage.expand(len(part)))) for part in parts])
-
-    def __call__(self, pipeline, step: int, timestep: Tensor, values: dict) -> dict:
-        steps = pipeline.scheduler.timesteps
-        if step + 1 < len(steps):
-            values["prompt_embeds"] = self.embeds(steps[step + 1], pipeline.do_classifier_free_guidance)
-        return values
+from escdiff.loading import loaded
 
 
 def generate(
@@ -66,36 +47,31 @@ def generate(
         space, concept = concept[0].space, stack(concept, backbone)
     vectors, space = dict(concept or {}), space or backbone.p_plus()
     seeds = list(range(len(prompts))) if seeds is None else list(seeds)
+    known = {name: value.shape[3] for name, value in vectors.items()}
+    for prompt in dict.fromkeys(prompts):
+        backbone.prompts.tokenize(prompt, known)  # refuses before anything is painted
     pipeline, pictures = backbone.pipeline(), []
     pipeline.set_progress_bar_config(disable=True)
     for first in range(0, len(prompts), batch_size):
         part = slice(first, first + batch_size)
         own = {name: value[part] if len(value) > 1 else value for name, value in vectors.items()}
-        with torch.no_grad():
-            grid, negative = (
-                expand(backbone.prompts.encode(texts, values), space.num_layers, space.num_stages)
-                for texts, values in ((prompts[part], own), ([negative_prompt] * len(prompts[part]), None))
-            )
-        swap = StageSwap(space, grid, negative if guidance > 1 else None)
+        count = len(prompts[part])
 
-        def after_step(pipe, step, timestep, values, swap=swap):
+        def after_step(pipe, step, timestep, values, count=count):
             if on_step:
-                on_step(len(swap.grid))
+                on_step(count)
             if watch:
                 watch(step, values["latents"])
-            return swap(pipe, step, timestep, values) if space.num_stages > 1 else values
+            return values
 
         added = {}
         if image is not None:  # the unconditional half sees no picture
             shown = image[part].to(backbone.device, backbone.dtype)
             added["ip_adapter_image_embeds"] = [torch.cat([torch.zeros_like(shown), shown]) if guidance > 1 else shown]
-        start = torch.tensor(backbone.scheduler.config.num_train_timesteps - 1)
-        with bind(backbone.unet, space):
+        with loaded(pipeline, own, space):
             out = pipeline(
-                prompt_embeds=swap.embeds(start, guided=False),
-                negative_prompt_embeds=pack(select(negative, space.stage_of(start.expand(len(negative))))),
+                prompt=list(prompts[part]), negative_prompt=[negative_prompt] * count if negative_prompt else None,
                 num_inference_steps=steps, guidance_scale=guidance, callback_on_step_end=after_step,
-                callback_on_step_end_tensor_inputs=["latents", "prompt_embeds"],
                 generator=[torch.Generator("cpu").manual_seed(int(seed)) for seed in seeds[part]], **added,
             )  # fmt: skip
         pictures += out.images

@@ -7,7 +7,7 @@ import functools
 
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
-from transformers import CLIPTextConfig, CLIPTextModel
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
 from escdiff.backbone import Backbone
 from escdiff.training.mini import make_tokenizer
@@ -40,24 +40,51 @@ def make_text_encoder(width: int = WIDTH) -> CLIPTextModel:
 
 
 @seeded
-def make_vae() -> AutoencoderKL:
-    """f=8, eight latent channels, a scaling factor that is not one."""
+def make_text_encoder_2(width: int = 48) -> CLIPTextModelWithProjection:
+    """SDXL's second text encoder: another width, another padding, with a projection."""
+    config = CLIPTextConfig(
+        hidden_size=width, intermediate_size=2 * width, num_hidden_layers=3, num_attention_heads=4,
+        projection_dim=24, vocab_size=49408, max_position_embeddings=77, hidden_act="gelu",
+        bos_token_id=0, eos_token_id=2, pad_token_id=1,
+    )  # fmt: skip
+    return CLIPTextModelWithProjection(config).eval()
+
+
+@seeded
+def make_vae(channels: int = LATENT_CHANNELS) -> AutoencoderKL:
+    """f=8, eight latent channels as the bundled model has, a scaling factor that is not one."""
     return AutoencoderKL(
-        in_channels=3, out_channels=3, latent_channels=LATENT_CHANNELS, sample_size=PIXELS,
+        in_channels=3, out_channels=3, latent_channels=channels, sample_size=PIXELS,
         down_block_types=("DownEncoderBlock2D",) * 4, up_block_types=("UpDecoderBlock2D",) * 4,
         block_out_channels=(8, 8, 8, 8), layers_per_block=1, norm_num_groups=4, scaling_factor=0.5,
     ).eval()  # fmt: skip
 
 
 @seeded
-def make_unet(width: int = WIDTH) -> UNet2DConditionModel:
+def make_unet(
+    width: int = WIDTH, in_channels: int = LATENT_CHANNELS, out_channels: int = LATENT_CHANNELS
+) -> UNet2DConditionModel:
     """SD's block types, hence its 16 cross-attention layers (`attention_head_dim` counts heads)."""
     return UNet2DConditionModel(
-        sample_size=PIXELS // 8, in_channels=LATENT_CHANNELS, out_channels=LATENT_CHANNELS,
+        sample_size=PIXELS // 8, in_channels=in_channels, out_channels=out_channels,
         down_block_types=("CrossAttnDownBlock2D",) * 3 + ("DownBlock2D",),
         up_block_types=("UpBlock2D",) + ("CrossAttnUpBlock2D",) * 3,
         block_out_channels=(8, 8, 16, 16), attention_head_dim=2, layers_per_block=2,
         cross_attention_dim=width, norm_num_groups=4,
+    ).eval()  # fmt: skip
+
+
+@seeded
+def make_unet_xl() -> UNet2DConditionModel:
+    """SDXL's block types, hence 11 groups; two transformer layers where it has ten."""
+    return UNet2DConditionModel(
+        sample_size=PIXELS // 8, in_channels=LATENT_CHANNELS, out_channels=LATENT_CHANNELS,
+        down_block_types=("DownBlock2D",) + ("CrossAttnDownBlock2D",) * 2,
+        up_block_types=("CrossAttnUpBlock2D",) * 2 + ("UpBlock2D",),
+        block_out_channels=(8, 16, 16), attention_head_dim=2, layers_per_block=2,
+        transformer_layers_per_block=(1, 1, 2), cross_attention_dim=WIDTH + 48, norm_num_groups=4,
+        use_linear_projection=True, addition_embed_type="text_time", addition_time_embed_dim=8,
+        projection_class_embeddings_input_dim=24 + 6 * 8,
     ).eval()  # fmt: skip
 
 
@@ -78,4 +105,29 @@ def make_backbone(**parts) -> Backbone:
         tokenizer=parts.get("tokenizer") or make_tokenizer(),
         scheduler=parts.get("scheduler") or make_scheduler(),
         name=parts.get("name", "tiny"),
+        text_encoder_2=parts.get("text_encoder_2"),
+        tokenizer_2=parts.get("tokenizer_2"),
+    )
+
+
+def make_sd21() -> Backbone:
+    """Stable Diffusion 2.1's shape: linear projections, heads per block, padding by "!", v-prediction."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(3)
+        config = {**make_unet(40).config, "use_linear_projection": True, "attention_head_dim": (1, 1, 2, 2)}
+        unet = UNet2DConditionModel.from_config(config).eval()
+    tokenizer = make_tokenizer()
+    tokenizer.add_special_tokens({"pad_token": "!"})
+    return make_backbone(
+        unet=unet, text_encoder=make_text_encoder(40), tokenizer=tokenizer,
+        scheduler=make_scheduler("v_prediction"), name="tiny-21",
+    )  # fmt: skip
+
+
+def make_sdxl() -> Backbone:
+    """SDXL's shape."""
+    tokenizer_2 = make_tokenizer()
+    tokenizer_2.add_special_tokens({"pad_token": "!"})
+    return make_backbone(
+        unet=make_unet_xl(), text_encoder_2=make_text_encoder_2(), tokenizer_2=tokenizer_2, name="tiny-xl"
     )

@@ -23,6 +23,8 @@ def check(config: dict) -> None:
         raise UserError(f"references= and {given[0]}= were both given; expected a folder for the overview or pictures")
     if config["prompt"] and not given:
         raise UserError("a prompt was given without a picture; expected shape=FILE, appearance=FILE or concept=FILE")
+    if config["mask"] and config["concept"]:
+        raise UserError(f"mask={config['mask']} was given with a concept file; expected a picture")
     for key, (low, kind) in NUMBERS.items():
         value, accepted = config[key], int if kind is int else int | float
         if isinstance(value, bool) or not isinstance(value, accepted) or not low <= value < 2**32:

@@ -10,7 +10,8 @@ from pathlib import Path
 from escdiff.cli.checks import check, check_prompt
 from escdiff.cli.compose import compose, door, options, reject_unknown, show
 
-TEXTS = ("shape", "appearance", "concept", "prompt", "negative_prompt", "references", "encoder", "out", "backbone.name")
+TEXTS = ("shape", "appearance", "concept", "prompt", "negative_prompt", "references", "encoder", "out", "mask",
+         "segmenter", "backbone.name", "backbone.config")  # fmt: skip
 PROMPTS = {
     ("shape",): "a photo of a <shape>",
     ("appearance",): "a photo of a <appearance> object",
@@ -25,6 +26,7 @@ HELP = """Customize from one picture, in one forward pass.
   python infer.py concept=outputs/infer/mug.safetensors strength.appearance=0.5
   python infer.py concept=mug=FILE,dog=FILE prompt="a photo of a <mug> and a <dog>"
   python infer.py shape=mug.safetensors appearance=dog.safetensors mix=hand      concept files of one method; or mix=0.4
+  python infer.py shape=cluttered.jpg mask=auto       reads the object only; or mask=FILE, white on the object
   python infer.py backbone=sd15 encoder=DIR shape=a.png      another backbone, with the encoder trained for it
 
 Writes grid.png, the pictures, the concept files (*.safetensors) and run.json into out=DIR.
@@ -37,7 +39,7 @@ Keys and their defaults:
 
 
 def help_text() -> str:
-    return HELP.format(backbones=options("backbone"), keys=show("infer.yaml", "backbone/mini.yaml"))
+    return HELP.format(backbones=options("backbone"), keys=show("infer.yaml", "backbone/mini.yaml", "loading.yaml"))
 
 
 class Seconds(dict):
@@ -69,9 +71,9 @@ def run(config: dict) -> Path:
         pictures = {source: open_image(source) for source in sources}
         concepts, weights = load_concepts(config) if files else ({}, ([], []))  # and those that bring weights along
     with seconds.phase("load"):
-        backbone, encoder = load_models(config, not files)
+        backbone, encoder = load_models(config, weights[0])
     with seconds.phase("encode"):
-        concepts = concepts or make_concepts(config, pictures, encoder)
+        concepts = concepts or make_concepts(config, pictures, encoder, masks_of(config, pictures, encoder))
         ready = [strengthen(concept, config["strength"]) for concept in concepts.values()]
     if is_overview(config):
         cells = requests(ready)
@@ -110,28 +112,43 @@ def choose_sources(config: dict) -> list[str]:
     return list(dict.fromkeys(config[key] for key in ("shape", "appearance") if config[key]))
 
 
-def load_models(config: dict, with_encoder: bool = True):
-    """(backbone, encoder); no encoder when concept files stand for it."""
-    import torch
-
-    from escdiff.backbone import load_backbone, pick_device
+def load_models(config: dict, concepts: Sequence = ()):
+    """(backbone, encoder), no encoder when concepts stand for it; what does not fit stops before weights are read."""
+    from escdiff.backbone import DTYPES, load_backbone, loading_options, pick_device, read_blueprint
     from escdiff.encoder import ConceptEncoder
+    from escdiff.encoder.checkpoint import read_config
     from escdiff.quiet import quiet_libraries
 
     quiet_libraries()
     settings, device = config["backbone"], pick_device(config["device"])
-    options = {"dtype": getattr(torch, settings["dtype"]), "trust_pickle": settings["trust_pickle"]}
-    backbone = load_backbone(settings["name"], device=device, **options)
-    if not with_encoder:
+    options = loading_options(settings)
+    where = ("trust_pickle", "config", "revision", "local_files_only")
+    plan = read_blueprint(settings["name"], **{key: options[key] for key in where if key in options})
+    for concept in concepts:
+        same = set(concept.space.layer_names) == set(plan.p_plus().layer_names)
+        concept.check_fits(concept.space if same else plan.p_plus(), plan.width)
+    if not concepts:
+        read_config(config["encoder"], plan)
+    backbone = load_backbone(plan, device=device, dtype=DTYPES[settings["dtype"]], **options)
+    if concepts:
         return backbone, None
     return backbone, ConceptEncoder.from_pretrained(config["encoder"], backbone).to(device)
 
 
-def make_concepts(config: dict, pictures: Mapping, encoder) -> dict:
+def masks_of(config: dict, pictures: Mapping, encoder) -> dict:
+    from escdiff.cli.masks import read_masks
+
+    return read_masks(pictures, config["mask"], config["segmenter"], encoder.vision.image_size)
+
+
+def make_concepts(config: dict, pictures: Mapping, encoder, masks: Mapping) -> dict:
     """File stem -> concept: every reference's own for the overview, else the one asked for."""
     from escdiff.concept import Concept
 
-    read = {source: encoder.encode(picture, note=Path(source).name) for source, picture in pictures.items()}
+    read = {
+        source: encoder.encode(picture, masks.get(source), note=Path(source).name)
+        for source, picture in pictures.items()
+    }
     if is_overview(config):
         return {Path(source).stem: concept for source, concept in read.items()}
     files = {key: config[key] for key in ("shape", "appearance") if config[key]}

@@ -18,7 +18,8 @@ from escdiff.cli.compose import (
 from escdiff.cli.sweep import SWEEP, check_extras, sweep
 from escdiff.errors import UserError
 
-TEXTS = ("data.root", "data.shards", "data.references", "run_dir", "run_id", "export", "init", "backbone.name")
+TEXTS = ("data.root", "data.shards", "data.references", "run_dir", "run_id", "export", "init", "backbone.name",
+         "backbone.config")  # fmt: skip
 GROUPS = ("experiment", "backbone", "encoder", "space", "data", "loss", "trainer", "logger", "method",
           "hparams_search", "launcher", "debug")  # fmt: skip
 HELP = """Train the concept encoder, a part of the bundled model, or make a concept by one of the field's methods.
@@ -45,7 +46,14 @@ Keys and their defaults:
 
 def help_text() -> str:
     groups = "\n".join(f"  {group:<11} {options(group)}" for group in GROUPS)
-    shown = ("train.yaml", "data/still_life.yaml", "trainer/cpu.yaml", "encoder/default.yaml", "loss/default.yaml")
+    shown = (
+        "train.yaml",
+        "loading.yaml",
+        "data/still_life.yaml",
+        "trainer/cpu.yaml",
+        "encoder/default.yaml",
+        "loss/default.yaml",
+    )
     return HELP.format(groups="\n" + groups, keys=show(*shown))
 
 

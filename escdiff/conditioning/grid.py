@@ -39,6 +39,11 @@ def pack(grid_BLTD: Tensor) -> Tensor:
     return grid_BLTD.flatten(1, 2)
 
 
+def pack_stages(grid_BLSTD: Tensor) -> Tensor:
+    """(B, S*L*T, D): all stages one behind the other, for a bound U-Net to choose from by the timestep."""
+    return grid_BLSTD.transpose(1, 2).flatten(1, 3)
+
+
 def unpack(packed: Tensor, num_layers: int) -> Tensor:
     """(B, L, T, D): inverse of `pack`.
 

@@ -1,55 +1,70 @@
-"""Prompts with placeholders: learned vectors enter the text encoder where `<shape>` stands in the text.
+"""Prompts with placeholders: learned vectors enter the text encoders where `<shape>` stands in the text.
 
-Legend: B batch, L layer cell, S stage, K vectors per placeholder, T token position, D width, R rows encoded.
+Legend: B batch, L layer cell, S stage, K vectors per placeholder, T token position, D width, R rows encoded,
+P width of the pooled states.
 """
 
-import re
+import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from contextlib import ExitStack
+from functools import cached_property, partial
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from escdiff.conditioning.tower import TextTower, Tokens
 from escdiff.errors import UserError
-
-PLACEHOLDER = re.compile(r"<[A-Za-z][\w-]*>")
-
-
-@dataclass(frozen=True)
-class Tokens:
-    """One tokenized prompt: T ids, and the (placeholder, first position) pairs in it."""
-
-    ids: tuple[int, ...]
-    slots: tuple[tuple[str, int], ...]
 
 
 class PromptEncoder:
-    """Encodes prompts for every cell of a conditioning space with a frozen CLIP text encoder.
+    """Encodes prompts for every cell of a conditioning space with one frozen CLIP text encoder, or SDXL's two.
+
+    With two, word vectors and hidden states are those of both, one behind the other along D, as SDXL's U-Net reads.
 
     Attributes:
         max_length: T, token positions with start and end marks (77).
-        width: D.
+        width: D, of all text encoders together.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, text_encoder: PreTrainedModel) -> None:
-        self.tokenizer, self.text_encoder = tokenizer, text_encoder
-        self.max_length = min(tokenizer.model_max_length, text_encoder.config.max_position_embeddings)
-        self.width = text_encoder.config.hidden_size
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        text_encoder: PreTrainedModel,
+        tokenizer_2: PreTrainedTokenizerBase | None = None,
+        text_encoder_2: PreTrainedModel | None = None,
+    ) -> None:
+        pairs = [(tokenizer, text_encoder), (tokenizer_2, text_encoder_2)][: 1 + (text_encoder_2 is not None)]
+        self.towers = [TextTower(*pair, penultimate=len(pairs) > 1) for pair in pairs]
+        self.max_length = min(tower.max_length for tower in self.towers)
+        self.width = sum(tower.width for tower in self.towers)
 
     @property
     def embedding_weight(self) -> Tensor:
         """(V, D) word embeddings of the vocabulary."""
-        return self.text_encoder.get_input_embeddings().weight
+        weights = [tower.embedding_weight for tower in self.towers]
+        return weights[0] if len(weights) == 1 else torch.cat(weights, dim=1)
 
     @cached_property
     def embedding_scale(self) -> float:
         """Mean Euclidean norm of the vocabulary's word embeddings, special tokens apart."""
         norms = self.embedding_weight.detach().float().norm(dim=1)
         words = torch.ones_like(norms, dtype=torch.bool)
-        words[list(self.tokenizer.all_special_ids)] = False
+        words[list(self.towers[0].tokenizer.all_special_ids)] = False
         return norms[words].mean().item()
+
+    def fingerprint(self) -> str | None:
+        """Twelve hexadecimal digits of the word embeddings, equal for a model's float32 and float16 files.
+
+        Words that were added to the vocabulary do not count. None for bfloat16 weights, which have lost the digits.
+        """
+        if any(tower.embedding_weight.dtype not in (torch.float32, torch.float16) for tower in self.towers):
+            return None
+        digest = hashlib.sha256()
+        for tower in self.towers:
+            weight = tower.embedding_weight.detach()[: tower.tokenizer.vocab_size]
+            digest.update(weight.to("cpu", torch.float16).contiguous().view(torch.uint8).numpy())
+        return digest.hexdigest()[:12]
 
     def word_embedding(self, text: str, num_vectors: int | None = None) -> Tensor:
         """(K, D) word embeddings of a word or phrase, one per token; with `num_vectors`, their mean K times.
@@ -57,11 +72,18 @@ class PromptEncoder:
         Raises:
             UserError: the text has no token.
         """
-        ids = self._word_ids(text)
-        if not ids:
-            raise UserError(f"the text {text!r} has no token; give a word such as 'object'")
-        rows = self.embedding_weight.detach()[ids].clone()
+        parts = []
+        for tower in self.towers:
+            ids = tower.word_ids(text)
+            if not ids:
+                raise UserError(f"the text {text!r} has no token; give a word such as 'object'")
+            parts.append(tower.embedding_weight.detach()[ids])
+        rows = torch.cat(parts, dim=1) if len(parts) > 1 else parts[0].clone()
         return rows if num_vectors is None else rows.mean(0, keepdim=True).repeat(num_vectors, 1)
+
+    def tokenize(self, prompt: str, known: Mapping[str, int], required: Sequence[str] = ()) -> Tokens:
+        """See `TextTower.tokenize`; both of SDXL's tokenizers give the same positions."""
+        return self.towers[0].tokenize(prompt, known, required)
 
     def encode_plain(self, prompts: Sequence[str]) -> Tensor:
         """(B, 1, 1, T, D) hidden states of prompts without placeholders, equal to the stock pipeline's."""
@@ -73,9 +95,20 @@ class PromptEncoder:
         vectors: Mapping[str, Tensor] | None = None,
         required: Sequence[str] = (),
     ) -> Tensor:
+        """The conditioning grid of `encode_pooled` alone."""
+        return self.encode_pooled(prompts, vectors, required)[0]
+
+    def encode_pooled(
+        self,
+        prompts: Sequence[str],
+        vectors: Mapping[str, Tensor] | None = None,
+        required: Sequence[str] = (),
+        second: Sequence[str] | None = None,
+        skip: int | None = None,
+    ) -> tuple[Tensor, Tensor | None]:
         """The conditioning grid (B, L, S, T, D) of prompts whose placeholders are replaced by word vectors.
 
-        The rows of all cells go through the text encoder in one call, and equal rows once: a prompt without
+        The rows of all cells go through a text encoder in one call, and equal rows once: a prompt without
         placeholder, a vector axis of size 1 (or expanded from it), the same prompt twice. Gradients reach
         `vectors`.
 
@@ -84,6 +117,11 @@ class PromptEncoder:
             vectors: `{"<shape>": (B|1, L|1, S|1, K, D)}`. L and S of the result are their
                 common sizes, 1 without.
             required: placeholders that every prompt must contain.
+            second: other texts for the second text encoder, the `prompt_2` of diffusers.
+            skip: layers left out at the end, the `clip_skip` of diffusers.
+
+        Returns:
+            The grid, and of SDXL the pooled states (B, P), the mean over a prompt's cells; None of the others.
 
         Raises:
             UserError: a placeholder without vectors, a required one missing, one that reaches beyond the last
@@ -91,75 +129,28 @@ class PromptEncoder:
         """
         if isinstance(prompts, str):
             raise UserError(f"one prompt {prompts!r} was given, expected a list of prompts: put it in a list")
-        weight, vectors = self.embedding_weight, dict(vectors or {})
+        weight, vectors = self.towers[0].embedding_weight, dict(vectors or {})
         layers, stages = self._grid_size(vectors, len(prompts))
         # Collapsed first: a cast would copy the repeated cells.
-        vectors = {k: _collapse(value).to(weight.device, weight.dtype) for k, value in vectors.items()}
+        vectors = {k: _collapse(value).to(self.towers[0].device, weight.dtype) for k, value in vectors.items()}
         known = {name: value.shape[3] for name, value in vectors.items()}
-        tokens = [self.tokenize(prompt, known, required) for prompt in prompts]
+        texts = [prompts, second or prompts][: len(self.towers)]
+        tokens = [
+            tuple(tower.tokenize(text, known, required) for tower, text in zip(self.towers, own, strict=True))
+            for own in zip(*texts, strict=True)
+        ]
 
         rows: dict[tuple, int] = {}  # (tokens, sample, layer, stage) that really differ -> row of the batch
         index = [self._rows_of(sample, vectors, b, rows) for b, sample in enumerate(tokens)]
         if not rows:
-            return weight.new_zeros(0, layers, stages, self.max_length, self.width)
-        hidden_RTD = self._encode_rows(list(rows), vectors)
+            return weight.new_zeros(0, layers, stages, self.max_length, self.width), None
+        hidden_RTD, pooled_RP = self._encode_rows(list(rows), vectors, skip)
         common = torch.broadcast_shapes(*(cells.shape for cells in index))
-        index_BLS = torch.stack([cells.expand(common) for cells in index]).to(weight.device)
-        return hidden_RTD[index_BLS].expand(-1, layers, stages, -1, -1)
-
-    def tokenize(self, prompt: str, known: Mapping[str, int], required: Sequence[str] = ()) -> Tokens:
-        """Token ids with room for every placeholder's vectors.
-
-        Placeholders are cut out *before* byte-pair encoding, which would break them up. The text between is
-        encoded piece by piece; as a token never spans a word boundary, the ids are those of the whole.
-
-        Args:
-            known: number of vectors K of every placeholder.
-
-        Raises:
-            UserError: see `encode`.
-        """
-        self._check_placeholders(prompt, known, required)
-        ids, slots, end = [self.tokenizer.bos_token_id], [], 0
-        for match in self._placeholders(prompt):
-            ids += self._word_ids(prompt[end : match.start()])
-            end = match.end()
-            slots.append((match.group(), len(ids)))
-            # Any id will do that the text encoder does not look for: the embedding is replaced.
-            ids += [self.tokenizer.bos_token_id] * known[match.group()]
-            if len(ids) > self.max_length - 1:
-                raise UserError(
-                    f"the placeholder {match.group()} ends at token {len(ids) - 1} of the prompt {prompt!r}, "
-                    f"but the text encoder reads words up to token {self.max_length - 2}: "
-                    "shorten the text before it"
-                )
-        ids = [*(ids + self._word_ids(prompt[end:]))[: self.max_length - 1], self.tokenizer.eos_token_id]
-        ids += [self.tokenizer.pad_token_id] * (self.max_length - len(ids))
-        return Tokens(tuple(ids), tuple(slots))
-
-    def _word_ids(self, text: str) -> list[int]:
-        # verbose=False: no warning on long texts, which `tokenize` cuts.
-        return self.tokenizer(text, add_special_tokens=False, verbose=False).input_ids if text.strip() else []
-
-    def _placeholders(self, prompt: str) -> list[re.Match]:
-        # A pseudo-word that somebody added to the tokenizer (textual inversion) is an ordinary word.
-        words = self.tokenizer.get_added_vocab()
-        return [match for match in PLACEHOLDER.finditer(prompt) if match.group() not in words]
-
-    def _check_placeholders(self, prompt: str, known: Mapping[str, int], required: Sequence[str]) -> None:
-        found = [match.group() for match in self._placeholders(prompt)]
-        names = ", ".join(sorted(known)) or "none: no concept was given"
-        for name in found:
-            if name not in known:
-                raise UserError(
-                    f"the prompt {prompt!r} has the unknown placeholder {name}; known here: {names}; "
-                    "correct it or give a concept that has it"
-                )
-        for name in required:
-            if name not in found:
-                raise UserError(
-                    f"the prompt {prompt!r} lacks the placeholder {name}: write it where the concept belongs"
-                )
+        index_BLS = torch.stack([cells.expand(common) for cells in index]).to(hidden_RTD.device)
+        grid = hidden_RTD[index_BLS].expand(-1, layers, stages, -1, -1)
+        if pooled_RP is None:
+            return grid, None
+        return grid, torch.stack([pooled_RP[cells.flatten().to(pooled_RP.device)].mean(0) for cells in index])
 
     def _grid_size(self, vectors: Mapping[str, Tensor], batch: int) -> tuple[int, int]:
         for name, value in vectors.items():
@@ -177,39 +168,48 @@ class PromptEncoder:
             raise UserError(f"the vectors fill different grids (layers, stages) {shapes}: use one space") from error
         return layers, stages
 
-    def _rows_of(self, tokens: Tokens, vectors: Mapping[str, Tensor], sample: int, rows: dict) -> Tensor:
+    def _rows_of(self, tokens: tuple[Tokens, ...], vectors: Mapping[str, Tensor], sample: int, rows: dict) -> Tensor:
         """(L|1, S|1) row numbers of one prompt's cells; new rows are appended to `rows`."""
-        used = [vectors[name] for name, _ in tokens.slots]
+        used = [vectors[name] for part in tokens for name, _ in part.slots]
         layers, stages = torch.broadcast_shapes((1, 1), *(value.shape[1:3] for value in used))
         sample = sample if any(len(value) > 1 for value in used) else 0
         keys = [(tokens, sample, layer, stage) for layer in range(layers) for stage in range(stages)]
         return torch.tensor([rows.setdefault(key, len(rows)) for key in keys]).view(layers, stages)
 
-    def _encode_rows(self, rows: Sequence[tuple], vectors: Mapping[str, Tensor]) -> Tensor:
-        """(R, T, D): one call of the text encoder, the vectors put in behind its word embedding.
+    def _encode_rows(
+        self, rows: Sequence[tuple], vectors: Mapping[str, Tensor], skip: int | None
+    ) -> tuple[Tensor, Tensor | None]:
+        """(R, T, D) and (R, P): one call of every tower, its part of the vectors put in behind its word embedding."""
+        hidden, pooled, first = [], None, 0
+        for i, tower in enumerate(self.towers):
+            own = {name: value[..., first : first + tower.width] for name, value in vectors.items()}
+            first += tower.width
+            spliced, where = _splices([(tokens[i], cell) for tokens, *cell in rows], own)
+            ids_RT = torch.tensor([tokens[i].ids for tokens, *_ in rows], device=tower.device)
+            with ExitStack() as stack:
+                if spliced:
+                    stack.enter_context(tower.embedding(partial(_put, spliced=torch.cat(spliced), where=where)))
+                states, projected = tower.run(ids_RT, skip)
+            hidden.append(states)
+            pooled = projected if pooled is None else pooled
+        return hidden[0] if len(hidden) == 1 else torch.cat(hidden, dim=-1), pooled if len(hidden) > 1 else None
 
-        `CLIPTextModel` takes no `inputs_embeds`, hence the hook, which stands for this call only.
-        """
-        device = self.embedding_weight.device
-        spliced, where = [], []
-        for row, (tokens, *cell) in enumerate(rows):
-            for name, position in tokens.slots:
-                value = vectors[name]
-                cell_KD = value[tuple(min(i, size - 1) for i, size in zip(cell, value.shape, strict=False))]
-                spliced.append(cell_KD)
-                where += [(row, position + k) for k in range(len(cell_KD))]
 
-        def splice(module, args, embedded_RTD: Tensor) -> Tensor:
-            row_N, position_N = torch.tensor(where, device=embedded_RTD.device).unbind(1)
-            return embedded_RTD.index_put((row_N, position_N), torch.cat(spliced))
+def _splices(rows: Sequence[tuple], vectors: Mapping[str, Tensor]) -> tuple[list[Tensor], list[tuple[int, int]]]:
+    """Word vectors (K, D) one after the other, and the (row, position) of each."""
+    spliced, where = [], []
+    for row, (tokens, cell) in enumerate(rows):
+        for name, position in tokens.slots:
+            value = vectors[name]
+            cell_KD = value[tuple(min(i, size - 1) for i, size in zip(cell, value.shape, strict=False))]
+            spliced.append(cell_KD)
+            where += [(row, position + k) for k in range(len(cell_KD))]
+    return spliced, where
 
-        ids_RT = torch.tensor([tokens.ids for tokens, *_ in rows], device=device)
-        hook = self.text_encoder.get_input_embeddings().register_forward_hook(splice) if spliced else None
-        try:
-            return self.text_encoder(ids_RT)[0]
-        finally:
-            if hook is not None:
-                hook.remove()
+
+def _put(ids_RT: Tensor, embedded_RTD: Tensor, spliced: Tensor, where: list[tuple[int, int]]) -> Tensor:
+    row_N, position_N = torch.tensor(where, device=embedded_RTD.device).unbind(1)
+    return embedded_RTD.index_put((row_N, position_N), spliced.to(embedded_RTD))
 
 
 def _collapse(vectors_BLSKD: Tensor) -> Tensor:

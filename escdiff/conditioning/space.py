@@ -95,6 +95,25 @@ class ConditioningSpace:
         inner = torch.tensor(self.stage_bounds[1:-1], device=timesteps.device, dtype=timesteps.dtype)
         return torch.bucketize(timesteps.contiguous(), inner, right=True)
 
+    def join(self, other: "ConditioningSpace") -> "ConditioningSpace":
+        """The space whose cells have room for both: P+ and ten stages give layers x ten stages.
+
+        Raises:
+            UserError: both cut the layers, or both the time, and not alike.
+        """
+        if self.num_layers > 1 < other.num_layers and self.cells != other.cells:
+            raise UserError(
+                f"spaces of {self.num_layers} and {other.num_layers} layer cells do not go together; "
+                "use concepts of one method"
+            )
+        if self.num_stages > 1 < other.num_stages and self.stage_bounds != other.stage_bounds:
+            raise UserError(
+                f"stages {self.stage_bounds} and {other.stage_bounds} do not go together; use concepts of one method"
+            )
+        return ConditioningSpace(
+            max(self.cells, other.cells, key=len), max(self.stage_bounds, other.stage_bounds, key=len)
+        )
+
     def to_metadata(self) -> dict[str, str]:
         """The space as the string pairs that a safetensors header holds."""
         return {"space.cells": json.dumps(self.cells), "space.stage_bounds": json.dumps(self.stage_bounds)}

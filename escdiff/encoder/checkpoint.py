@@ -38,8 +38,11 @@ def save(encoder, folder: Path, unet: nn.Module | None = None, card: str = "") -
     (folder / CARD).write_text(_card(encoder, card))
 
 
-def load(cls, folder: str | Path | None, backbone=None):
-    """Read a checkpoint; with `backbone`, refuse one that it was not made for before any weights are read.
+def read_config(folder: str | Path | None, backbone=None):
+    """(folder, contents of config.json, EncoderConfig, space) of a checkpoint, the bundled one without a folder.
+
+    Args:
+        backbone: refuse one that it was not made for; a `Blueprint` will do, which takes no weights.
 
     Raises:
         UserError: no checkpoint there, a damaged one, or one for another backbone, naming both sides.
@@ -60,6 +63,16 @@ def load(cls, folder: str | Path | None, backbone=None):
         raise UserError(f"{folder / CONFIG} is no encoder of this version ({error}); export it again") from None
     if backbone is not None:
         _check(about, space, backbone)
+    return folder, about, config, space
+
+
+def load(cls, folder: str | Path | None, backbone=None):
+    """Read a checkpoint; with `backbone`, refuse one that it was not made for before any weights are read.
+
+    Raises:
+        UserError: see `read_config`; or weights that cannot be read.
+    """
+    folder, about, config, space = read_config(folder, backbone)
     try:
         state = safetensors.torch.load_file(folder / WEIGHTS)
     except (OSError, SafetensorError) as error:
@@ -82,7 +95,7 @@ def _check(about: dict, space: ConditioningSpace, backbone) -> None:
         what = f"{made} (text width {about['width']}), {backbone.name} has width {backbone.width}"
     elif set(sum(space.cells, ())) != set(sum(theirs.cells, ())):
         what = f"{made} ({space.num_layers} layer cells), {backbone.name} has {theirs.num_layers} and other layers"
-    elif about["text_hash"] != backbone.text_hash:
+    elif backbone.text_hash not in (None, about["text_hash"]):
         what = f"{made} (text encoder {about['text_hash']}), {backbone.name} has {backbone.text_hash}"
     else:
         return

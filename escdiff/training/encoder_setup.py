@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from escdiff.backbone import Backbone, load_backbone
+from escdiff.backbone import DTYPES, Backbone, load_backbone, loading_options
 from escdiff.conditioning import ConditioningSpace
 from escdiff.data.datamodule import EncoderDataModule
 from escdiff.data.images import expand
@@ -17,17 +17,15 @@ from escdiff.data.streaming import PhotoDataModule
 from escdiff.encoder.encoder import ConceptEncoder, EncoderConfig
 from escdiff.encoder.vision import load_vision
 from escdiff.training.encoder_module import Objective
-from escdiff.training.options import option
+from escdiff.training.options import option, to_plain
 
 PREVIEWS = 6
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 def make_backbone(config: Any) -> Backbone:
     """Load `backbone.name`, in float32 first: the cache of latents is named after the weights as they are."""
-    backbone = load_backbone(
-        option(config, "backbone.name", "mini"), trust_pickle=option(config, "backbone.trust_pickle", False)
-    )
+    settings = to_plain(option(config, "backbone", {}))
+    backbone = load_backbone(settings.get("name", "mini"), **loading_options(settings))
     if option(config, "backbone.gradient_checkpointing", False):
         backbone.unet.enable_gradient_checkpointing()
     return backbone

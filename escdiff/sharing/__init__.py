@@ -1,0 +1,1 @@
+"""Sharing concepts and encoders: other programs' layouts, galleries, the Hugging Face hub."""

@@ -1,0 +1,64 @@
+"""A folder of concepts to look through: the files, a preview of each, one overview and a card."""
+
+import shutil
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from PIL import Image
+
+from escdiff.backbone import Backbone
+from escdiff.concept import Concept
+from escdiff.errors import UserError
+from escdiff.figure import picture_grid
+from escdiff.pipeline import generate
+from escdiff.sharing.hub import concept_card
+
+SCENES = (
+    "a photo of a {} on a white background",
+    "a photo of a {} on a beach",
+    "a {} in the snow",
+    "a painting of a {}",
+)
+
+
+def make_gallery(
+    files: Sequence[str | Path], backbone: Backbone, out: Path, scenes: Sequence[str] = SCENES, steps: int = 25,
+    guidance: float = 5.0, on_step: Callable[[int], None] | None = None,
+) -> dict[str, Concept]:  # fmt: skip
+    """Paint every concept in every scene from the same noise; returns stem -> concept.
+
+    Previews that stand are kept: stop it and start it again.
+
+    Args:
+        scenes: prompts with {} where the concept belongs.
+
+    Raises:
+        UserError: no files, two of one name, or a concept for another backbone.
+    """
+    paths = {Path(file).stem: Path(file) for file in files}
+    if not paths or len(paths) < len(files):
+        raise UserError(
+            f"{len(files)} concept files with {len(paths)} names given; expected some, each of its own name"
+        )
+    concepts = {name: Concept.load(path) for name, path in paths.items()}
+    out.mkdir(parents=True, exist_ok=True)
+    for name, concept in concepts.items():
+        if (out / f"{name}.png").is_file():
+            continue
+        word = "<concept>" if "<concept>" in concept.placeholders() else next(iter(concept.placeholders()))
+        prompts = [scene.format(word) for scene in scenes]
+        pictures = generate(backbone, prompts, concept, steps=steps, guidance=guidance, seeds=[0] * len(prompts),
+                            on_step=on_step)  # fmt: skip
+        target = out / f"{name}.safetensors"
+        if paths[name].resolve() != target.resolve():
+            shutil.copy(paths[name], target)
+        preview = out / f".{name}.partial.png"
+        picture_grid([pictures]).save(preview)
+        preview.replace(out / f"{name}.png")
+    rows = []
+    for name in concepts:
+        with Image.open(out / f"{name}.png") as preview:
+            rows.append([preview.convert("RGB")])
+    picture_grid(rows, list(concepts), cell=128 * len(scenes)).save(out / "gallery.png")
+    (out / "README.md").write_text(concept_card(concepts, previews=True))
+    return concepts
