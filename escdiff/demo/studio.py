@@ -60,7 +60,7 @@ class Studio:
         Raises:
             UserError: it is too large, or no picture.
         """
-        picture = decode_image(read_file(Path(path), MAX_BYTES), "you gave", MAX_PIXELS)
+        picture = decode_image(read_file(Path(path), MAX_BYTES), "upload", MAX_PIXELS)
         with self.lock:
             return self.encoder.encode(picture)
 
@@ -158,7 +158,7 @@ class Studio:
         if not 2 <= len(paths) <= MAX_MATRIX:
             raise UserError(f"{len(paths)} pictures given; expected 2 to {MAX_MATRIX}")
         seed, steps = _number("seed", seed, 0, MAX_SEED), _number("steps", steps, 1, MAX_STEPS)
-        pictures = [decode_image(read_file(Path(path), MAX_BYTES), "you gave", MAX_PIXELS) for path in paths]
+        pictures = [decode_image(read_file(Path(path), MAX_BYTES), "upload", MAX_PIXELS) for path in paths]
         with self.lock:
             concepts = [self.encoder.encode(picture) for picture in pictures]
         heads = [picture.copy() for picture in pictures]
