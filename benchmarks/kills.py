@@ -119,7 +119,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temporary:
         os.environ["TMPDIR"], tempfile.tempdir = args.temporary, None  # read anew
         folder = Path(args.keep or temporary).absolute()
-        steps = 2 * args.kills + 10
+        steps = 3 * args.kills + 20
         if not args.toy:
             prepare(folder)
         config = make_config(folder, steps)
@@ -136,12 +136,13 @@ def main() -> None:
         for number, wanted in enumerate(in_save, 1):
             hears, tells = os.pipe()
             child = fork(config, tells)
+            os.close(tells)
             for _ in range(rng.randint(1, 4)):
                 os.read(hears, 1)  # a save begins
             time.sleep(rng.uniform(0, 0.01 if wanted else pace))  # a save of these models takes about as long
             os.kill(child, signal.SIGKILL)
             assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL, "it ended before the kill"
-            os.close(hears), os.close(tells)
+            os.close(hears)
             inside += bool(list((Path(config.run_dir) / "checkpoints").glob(".step-*.tmp")))
             newest = run.RunFolder(config.run_dir).newest_checkpoint()
             step = 0 if newest is None else int(newest.stem.split("-")[1])

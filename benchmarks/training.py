@@ -148,18 +148,22 @@ class Bench:
         return run_step
 
 
+def clock(device: torch.device):
+    """CPU seconds on a CPU, so that what else runs there matters little; else wall-clock."""
+    return time.process_time if device.type == "cpu" else time.perf_counter
+
+
 def measure(device: torch.device, rounds: int, **runs) -> dict[str, float]:
-    """Median seconds in turns: CPU seconds on a CPU, wall-clock on a GPU."""
-    clock = time.process_time if device.type == "cpu" else time.perf_counter
+    """Median seconds in turns."""
     times = {name: [] for name in runs}
     for turn in range(rounds + 1):
         for name, run_once in runs.items():
             synchronize(device)
-            start = clock()
+            start = clock(device)()
             run_once()
             synchronize(device)
             if turn:  # the first warms up
-                times[name].append(clock() - start)
+                times[name].append(clock(device)() - start)
     return {name: statistics.median(values) for name, values in times.items()}
 
 
@@ -220,7 +224,7 @@ def main() -> None:
         runs["straightforward"] = bench.naive()
     work = {key: flops(run_once) for key, run_once in runs.items()}
     seconds = measure(bench.device, args.rounds, **runs)
-    rate = matrix_rate(bench.device, dtype)
+    rate = matrix_rate(bench.device, dtype, clock(bench.device))
     print(f"{name}, {args.batch} noised latents of {bench.size} pixels, {args.device}, {args.dtype}; "
           f"matrix rate {rate / 1e9:.0f} GFLOP/s")  # fmt: skip
     for key, value in seconds.items():
