@@ -50,7 +50,7 @@ class Speed(L.Callback):
         self.batch_size, self.clock = batch_size, Clock()
         self.matrix_rate: float | None = None
         self._counter: FlopCounterMode | None = None
-        self._flops, self._reports = 0, 0
+        self._flops, self._counted = 0, -1
         self._reset()
 
     def _reset(self) -> None:
@@ -63,10 +63,19 @@ class Speed(L.Callback):
         self.matrix_rate = matrix_rate(pl_module.device, dtype)
         self._reset()
 
-    def on_train_batch_start(self, *_: Any) -> None:
-        if self._batches == 0 and self._reports % COUNT_EVERY == 0:
+    def on_train_batch_start(self, trainer: L.Trainer, *_: Any) -> None:
+        # The counter takes products apart, which changes their last bits: a resumed run must count the same steps.
+        step = trainer.global_step
+        if step % (COUNT_EVERY * trainer.log_every_n_steps) == 0 and step != self._counted:
+            self._counted = step
             self._counter = FlopCounterMode(display=False)
             self._counter.__enter__()
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"flops": self._flops}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._flops = state_dict["flops"]
 
     def on_train_batch_end(self, *_: Any) -> None:
         self._batches += 1
@@ -92,7 +101,6 @@ class Speed(L.Callback):
             "tflops": flops / 1e12,
             "matrix_share": flops / self.matrix_rate,
         }
-        self._reports += 1
         self._reset()
         if trainer.world_size == 1:
             return {f"throughput/{name}": value for name, value in own.items()}
