@@ -52,7 +52,7 @@ def main() -> None:
     slope = np.polyfit(memory.steps[late:], memory.bytes[late:], 1)[0] * 1000 / 1e6
     first, last = memory.bytes[late] / 1e6, memory.bytes[-1] / 1e6
     print(
-        f"{memory.steps[-1]} steps: {first:.1f} MB after a tenth, {last:.1f} MB at the end; {slope:+.3f} MB per 1,000 steps"
+        f"{memory.steps[-1]} steps: {first:.1f} MB after a tenth, {last:.1f} at the end; {slope:+.3f} per 1,000 steps"
     )
     raise SystemExit(int(slope > 1))
 
