@@ -156,7 +156,7 @@ def main() -> None:
     verdicts = ["equal" if same else "DIFFERENT" for same in (whole, lines)]
     print(f"{good} of {args.kills} kills resumed bit for bit ({inside} left half a checkpoint); "
           f"all {steps} checkpoints {verdicts[0]}, metrics {verdicts[1]}")  # fmt: skip
-    raise SystemExit(not (good == args.kills and whole and lines))
+    raise SystemExit(0 if good == args.kills and whole and lines else 1)
 
 
 if __name__ == "__main__":

@@ -51,8 +51,10 @@ def main() -> None:
     late = len(memory.steps) // 10
     slope = np.polyfit(memory.steps[late:], memory.bytes[late:], 1)[0] * 1000 / 1e6
     first, last = memory.bytes[late] / 1e6, memory.bytes[-1] / 1e6
-    print(f"{steps} steps: {first:.1f} MB after a tenth, {last:.1f} MB at the end; {slope:+.3f} MB per 1,000 steps")
-    raise SystemExit(slope > 1)
+    print(
+        f"{memory.steps[-1]} steps: {first:.1f} MB after a tenth, {last:.1f} at the end; {slope:+.3f} per 1,000 steps"
+    )
+    raise SystemExit(int(slope > 1))
 
 
 if __name__ == "__main__":
