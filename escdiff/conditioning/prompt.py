@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from escdiff.conditioning.placement import add_behind, split
 from escdiff.errors import UserError
 
 PLACEHOLDER = re.compile(r"<[A-Za-z][\w-]*>")
@@ -63,6 +64,10 @@ class PromptEncoder:
         rows = self.embedding_weight.detach()[ids].clone()
         return rows if num_vectors is None else rows.mean(0, keepdim=True).repeat(num_vectors, 1)
 
+    def states_of(self, text: str) -> Tensor:
+        """(K, D) hidden states of a word or phrase on its own, one per token."""
+        return self.encode_plain([text])[0, 0, 0, 1 : 1 + len(self.word_embedding(text))]
+
     def encode_plain(self, prompts: Sequence[str]) -> Tensor:
         """(B, 1, 1, T, D) hidden states of prompts without placeholders, equal to the stock pipeline's."""
         return self.encode(prompts)
@@ -81,8 +86,8 @@ class PromptEncoder:
 
         Args:
             prompts: B texts; longer ones are cut at T tokens, as the stock pipeline does.
-            vectors: `{"<shape>": (B|1, L|1, S|1, K, D)}`. L and S of the result are their
-                common sizes, 1 without.
+            vectors: `{"<shape>": (B|1, L|1, S|1, K, D)}`, or the pairs (B|1, L|1, S|1, K, 2, D) of
+                `escdiff.conditioning.placement`. L and S of the result are their common sizes, 1 without.
             required: placeholders that every prompt must contain.
 
         Raises:
@@ -91,8 +96,9 @@ class PromptEncoder:
         """
         if isinstance(prompts, str):
             raise UserError(f"one prompt {prompts!r} was given, expected a list of prompts: put it in a list")
-        weight, vectors = self.embedding_weight, dict(vectors or {})
-        layers, stages = self._grid_size(vectors, len(prompts))
+        weight = self.embedding_weight
+        vectors, added = split(vectors or {})
+        layers, stages = self._grid_size(vectors | added, len(prompts))
         # Collapsed first: a cast would copy the repeated cells.
         vectors = {k: _collapse(value).to(weight.device, weight.dtype) for k, value in vectors.items()}
         known = {name: value.shape[3] for name, value in vectors.items()}
@@ -105,7 +111,8 @@ class PromptEncoder:
         hidden_RTD = self._encode_rows(list(rows), vectors)
         common = torch.broadcast_shapes(*(cells.shape for cells in index))
         index_BLS = torch.stack([cells.expand(common) for cells in index]).to(weight.device)
-        return hidden_RTD[index_BLS].expand(-1, layers, stages, -1, -1)
+        grid = hidden_RTD[index_BLS].expand(-1, layers, stages, -1, -1)
+        return add_behind(grid, [sample.slots for sample in tokens], added)
 
     def tokenize(self, prompt: str, known: Mapping[str, int], required: Sequence[str] = ()) -> Tokens:
         """Token ids with room for every placeholder's vectors.
