@@ -30,6 +30,7 @@ HELP = """Train the concept encoder, a part of the bundled model, or make a conc
   python train.py optim.lr=1e-4 trainer.max_steps=50 any key below, with dots
   python train.py method=xti data.references=DIR     a concept from 1 to 5 pictures, for `python infer.py concept=FILE`
   python train.py -m encoder.gates=learned,hand,none a sweep; finished cells are skipped
+  python train.py -m experiment=ablation/gates       the cells of an ablation; likewise for its neighbours
 
 A run that was stopped goes on from its newest checkpoint when the same command is given again.
 
@@ -85,7 +86,7 @@ def _namespace(value):
 
 
 def sweep(argv: Sequence[str]) -> None:
-    """Hydra's multirun; each cell has its own run folder, named after what the sweep varies."""
+    """Hydra's multirun; each cell has its own run folder, named after what the command or its experiment varies."""
     import hydra
     from hydra.core.hydra_config import HydraConfig
     from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -93,11 +94,12 @@ def sweep(argv: Sequence[str]) -> None:
 
     given = OverridesParser.create().parse_overrides([a for a in argv if a not in SWEEP])
     swept = [override.get_key_element() for override in given if override.is_sweep_override()]
-    varied = swept or [key for o in given if (key := o.get_key_element()) not in ("experiment", *TEXTS)]
+    others = [key for o in given if (key := o.get_key_element()) not in ("experiment", *TEXTS)]
 
     @hydra.main(config_path=str(configs_folder().absolute()), config_name="train", version_base="1.3")
     def run_cell(config: DictConfig) -> None:
         values = OmegaConf.to_container(config, resolve=True)
+        varied = [*swept, *(HydraConfig.get().sweeper.params or {})] or others
         cell = [o for o in HydraConfig.get().overrides.task if o.split("=")[0] in varied]
         name = ",".join(cell).replace("/", "-") or "default"
         values["run_id"], values["run_dir"] = name, f"{values['sweep_dir']}/{name}"

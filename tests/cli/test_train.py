@@ -82,6 +82,24 @@ def test_a_sweep_gives_every_cell_its_folder(common, tmp_path, monkeypatch):
     assert [yaml.safe_load(path.read_text())["encoder"]["gates"] for path in configs] == ["learned", "none"]
 
 
+def test_an_experiment_may_name_the_cells_of_a_sweep(common, tmp_path, monkeypatch):
+    quoted = [f"{key}='{value}'" for key, value in (argument.split("=", 1) for argument in common)]
+    plain = [q if "[" in q else argument for q, argument in zip(quoted, common, strict=True)]
+    ran = []
+    monkeypatch.setattr(train, "run", ran.append)
+    for group in ("branches", "tokens"):
+        sweep = ["-m", f"experiment=ablation/{group}", f"sweep_dir={tmp_path}"]
+        monkeypatch.setattr(sys, "argv", ["train.py", *sweep, *plain])
+        train._main(sys.argv[1:])
+    assert [values["run_id"] for values in ran] == [
+        "encoder.branch_rank=4,encoder.branches=lora", "encoder.branch_rank=4,encoder.branches=routed",
+        *(f"encoder.tokens={{shape:{k},appearance:{k}}}" for k in (1, 2, 4)),
+    ]  # fmt: skip
+    assert [v["run_dir"] for v in ran] == [f"{tmp_path}/{v['run_id']}" for v in ran]
+    assert ran[1]["encoder"]["branches"] == "routed" and ran[4]["encoder"]["tokens"] == {"shape": 4, "appearance": 4}
+    assert ran[0]["trainer"]["max_steps"] == 800  # the base cell's
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
