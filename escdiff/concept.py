@@ -6,7 +6,7 @@ Legend: L layer cell, S stage, K vectors per attribute, D width of the text enco
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -15,7 +15,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from escdiff.conditioning import PromptEncoder
 from escdiff.conditioning.grid import blend
+from escdiff.conditioning.placement import PLACEMENTS, place
 from escdiff.conditioning.space import ConditioningSpace
 from escdiff.errors import UserError
 
@@ -31,12 +33,29 @@ def placeholder(attribute: str) -> str:
     return f"<{attribute}>"
 
 
+def token_masks(prompts: PromptEncoder, texts: Sequence[str], counts: Mapping[str, int]) -> dict[str, Tensor]:
+    """Attribute -> (B, T), 1 at the tokens of its placeholder; those of `<concept>` are the attributes' in their order.
+
+    Args:
+        counts: placeholder -> K.
+    """
+    masks = {attribute: torch.zeros(len(texts), prompts.max_length) for attribute in ATTRIBUTES}
+    for row, text in enumerate(texts):
+        for name, position in prompts.tokenize(text, counts).slots:
+            for attribute in ATTRIBUTES:
+                if name in (placeholder(attribute), placeholder(WHOLE)):
+                    size = counts.get(placeholder(attribute), 0)
+                    masks[attribute][row, position : position + size] = 1
+                    position += size
+    return masks
+
+
 @dataclass(eq=False)
 class Concept:
     """Word vectors per attribute and cell.
 
     Attributes:
-        vectors: attribute -> (L, S, K, D), what replaces the placeholder.
+        vectors: attribute -> (L, S, K, D), what replaces the placeholder; see `placement`.
         anchors: attribute -> (K, D), the ordinary words that the vectors depart from.
         space: the layers and stages that L and S stand for.
         base_model: name of the backbone it was made for.
@@ -45,6 +64,8 @@ class Concept:
         gates: attribute -> (L, S) in [0, 1], how much of it each cell takes (already applied to the vectors).
         notes: free strings, such as the method's name.
         extras: tensors that the U-Net takes besides words, such as the image tokens of an adapter.
+        placement: "words", the vectors enter the text encoder; or "states", it reads the anchors, and what the vectors
+            differ from them by is added to its hidden states.
 
     Raises:
         UserError: shapes that do not fit the space or each other, or values that are not finite.
@@ -59,12 +80,15 @@ class Concept:
     gates: dict[str, Tensor] = field(default_factory=dict)
     notes: dict[str, str] = field(default_factory=dict)
     extras: dict[str, Tensor] = field(default_factory=dict)
+    placement: str = "words"
 
     def __post_init__(self) -> None:
         order = [name for name in ATTRIBUTES if name in self.vectors]
         self.vectors = {name: self.vectors[name] for name in dict.fromkeys([*order, *self.vectors])}
         if not self.vectors:
             raise UserError("a concept needs the vectors of at least one attribute, but none were given")
+        if self.placement not in PLACEMENTS:
+            raise UserError(f"placement={self.placement!r} given; expected one of {', '.join(PLACEMENTS)}")
         cells = (self.space.num_layers, self.space.num_stages)
         for name, vectors in self.vectors.items():
             anchor, gate = self.anchors.get(name), self.gates.get(name)
@@ -92,7 +116,7 @@ class Concept:
         return next(iter(self.vectors.values())).shape[-1]
 
     def placeholders(self, name: str | None = None) -> dict[str, Tensor]:
-        """Placeholder -> (1, L, S, K, D), for `PromptEncoder.encode`.
+        """Placeholder -> (1, L, S, K, D), or (1, L, S, K, 2, D) by `placement`, for `PromptEncoder.encode`.
 
         `<concept>` is all attributes one behind the other, where there is more than one.
 
@@ -100,7 +124,10 @@ class Concept:
             name: such as "mug", for `<mug-shape>`, `<mug-appearance>` and, for all of them, `<mug>`.
         """
         prefix = f"{name}-" if name else ""
-        result = {placeholder(prefix + attribute): vectors[None] for attribute, vectors in self.vectors.items()}
+        result = {
+            placeholder(prefix + attribute): place(vectors[None], self.anchors[attribute], self.placement)
+            for attribute, vectors in self.vectors.items()
+        }
         if name or len(self.vectors) > 1:
             result.setdefault(placeholder(name or WHOLE), torch.cat(list(result.values()), dim=3))
         return result
@@ -139,7 +166,7 @@ class Concept:
         """One concept out of several: `Concept.combine(shape=a, appearance=b)`.
 
         Raises:
-            UserError: a source lacks its attribute, or two were made for different backbones or spaces.
+            UserError: a source lacks its attribute, or two were made for different backbones, spaces or placements.
         """
         if not sources:
             raise UserError("nothing was given to combine; expected such as shape=a, appearance=b")
@@ -160,7 +187,7 @@ class Concept:
             weight: a number, one per layer (L), or one per cell (L, S).
 
         Raises:
-            UserError: other attributes, sizes, backbone or space.
+            UserError: other attributes, sizes, backbone, space or placement.
         """
         self._require_same_kind(other)
         if {k: v.shape for k, v in self.vectors.items()} != {k: v.shape for k, v in other.vectors.items()}:
@@ -182,7 +209,7 @@ class Concept:
         """Attribute -> cosine similarity of the two concepts' vectors, mean over cells, for what both have.
 
         Raises:
-            UserError: another backbone or space, or another number of vectors.
+            UserError: another backbone, space or placement, or another number of vectors.
         """
         self._require_same_kind(other)
         result = {}
@@ -223,7 +250,7 @@ class Concept:
         metadata = {
             "format": FORMAT, "version": VERSION, "attributes": json.dumps(self.attributes),
             "base_model": self.base_model, "text_hash": self.text_hash, "license": self.license,
-            "notes": json.dumps(self.notes), **self.space.to_metadata(),
+            "notes": json.dumps(self.notes), "placement": self.placement, **self.space.to_metadata(),
         }  # fmt: skip
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -259,6 +286,7 @@ class Concept:
                 parts[kind][name] = tensor
             parts["vectors"] = {name: parts["vectors"][name] for name in json.loads(metadata["attributes"])}
             plain = {key: metadata[key] for key in ("base_model", "text_hash", "license")}
+            plain["placement"] = metadata.get("placement", "words")  # older files have none
             notes = {str(key): str(value) for key, value in json.loads(metadata["notes"]).items()}
             return cls(**parts, **plain, notes=notes, space=ConditioningSpace.from_metadata(metadata))
         except UserError as error:
@@ -270,9 +298,11 @@ class Concept:
         """Write one attribute of a P (1 x 1) concept as diffusers' `load_textual_inversion` reads it.
 
         Raises:
-            UserError: the space has more than one cell, or the attribute is not there.
+            UserError: the space has more than one cell, the attribute is not there, or it is no word.
         """
         self._require(attribute)
+        if self.placement != "words":
+            raise UserError("the concept is added behind the text encoder, a textual inversion is a word: no file fits")
         if (self.space.num_layers, self.space.num_stages) != (1, 1):
             raise UserError(
                 f"the concept fills {self.space.num_layers} layer cells x {self.space.num_stages} stages, "
@@ -289,6 +319,9 @@ class Concept:
         if (self.space, self.width, self.text_hash) != (other.space, other.width, other.text_hash):
             ours, theirs = (f"{c.base_model!r} with {_describe(c.space, c.width, c.text_hash)}" for c in (self, other))
             raise UserError(f"one concept is for {ours}, the other for {theirs}: make both with one backbone")
+        if self.placement != other.placement:
+            both = f"{self.placement!r}, the other {other.placement!r}"
+            raise UserError(f"one concept has the placement {both}: make both with one encoder")
 
 
 def _describe(space: ConditioningSpace, width: int, text_hash: str) -> str:

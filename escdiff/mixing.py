@@ -10,7 +10,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from escdiff.concept import ATTRIBUTES, WHOLE, Concept, placeholder
+from escdiff.concept import ATTRIBUTES, WHOLE, Concept
 from escdiff.conditioning import ConditioningSpace
 from escdiff.conditioning.grid import blend
 from escdiff.conditioning.space import EXECUTION_ORDER
@@ -70,8 +70,7 @@ def split(concept: Concept, how: str | float = "hand") -> Concept:
     if all(part in concept.vectors for parts in ROLES.values() for part in parts):
         added = {key: {a: torch.cat([getattr(concept, key)[p] for p in parts], dim=axis) for a, parts in ROLES.items()}
                  for key, axis in (("vectors", 2), ("anchors", 0))}  # fmt: skip
-        whole = concept.placeholders()[placeholder(WHOLE)][0]
-        added["vectors"][WHOLE] = whole
+        added["vectors"][WHOLE] = torch.cat(list(concept.vectors.values()), dim=2)
         added["anchors"][WHOLE] = torch.cat([concept.anchors[a] for a in concept.attributes])
     else:
         if len(concept.attributes) != 1:

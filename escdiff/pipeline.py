@@ -9,6 +9,7 @@ from torch import Tensor
 from escdiff.backbone import Backbone
 from escdiff.concept import IMAGE_TOKENS, Concept
 from escdiff.conditioning import ConditioningSpace
+from escdiff.encoder.branches import routed
 from escdiff.errors import UserError
 from escdiff.loading import loaded
 
@@ -29,7 +30,8 @@ def generate(
     """Paint one picture per prompt.
 
     Args:
-        concept: one for all prompts, one per prompt, or "<name>" -> vectors (1 or B, L, S, K, D).
+        concept: one for all prompts, one per prompt, or "<name>" -> vectors (1 or B, L, S, K, D), as
+            `Concept.placeholders` gives them.
         space: of those vectors; a concept brings its own, otherwise P+ of the backbone.
         guidance: classifier-free guidance scale (Ho and Salimans 2022); 1 or less switches it off.
         seeds: one per prompt, 0, 1, 2, ... without; a picture depends on its own seed only.
@@ -46,10 +48,10 @@ def generate(
         image = image_tokens(concept, len(prompts))
         space, concept = concept[0].space, stack(concept, backbone)
     vectors, space = dict(concept or {}), space or backbone.p_plus()
+    counts = {name: value.shape[3] for name, value in vectors.items()}
     seeds = list(range(len(prompts))) if seeds is None else list(seeds)
-    known = {name: value.shape[3] for name, value in vectors.items()}
     for prompt in dict.fromkeys(prompts):
-        backbone.prompts.tokenize(prompt, known)  # refuses before anything is painted
+        backbone.prompts.tokenize(prompt, counts)  # refuses before anything is painted
     pipeline, pictures = backbone.pipeline(), []
     pipeline.set_progress_bar_config(disable=True)
     for first in range(0, len(prompts), batch_size):
@@ -68,7 +70,8 @@ def generate(
         if image is not None:  # the unconditional half sees no picture
             shown = image[part].to(backbone.device, backbone.dtype)
             added["ip_adapter_image_embeds"] = [torch.cat([torch.zeros_like(shown), shown]) if guidance > 1 else shown]
-        with loaded(pipeline, own, space):
+        where = routed(backbone.unet, backbone.prompts, prompts[part], counts, guided=guidance > 1)
+        with loaded(pipeline, own, space), where:
             out = pipeline(
                 prompt=list(prompts[part]), negative_prompt=[negative_prompt] * count if negative_prompt else None,
                 num_inference_steps=steps, guidance_scale=guidance, callback_on_step_end=after_step,
@@ -82,13 +85,15 @@ def stack(concepts: Sequence[Concept], backbone: Backbone) -> dict[str, Tensor]:
     """Placeholder -> (B, L, S, K, D) of several concepts, as far as all of them have it.
 
     Raises:
-        UserError: one of them is for another backbone or space.
+        UserError: one of them is for another backbone or space, or they are not of one placement.
     """
     space, expected = concepts[0].space, backbone.p_plus()
     if set(space.layer_names) == set(expected.layer_names):
         expected = space  # any partition of this backbone's layers will do, but one for all
     for concept in {id(concept): concept for concept in concepts}.values():
         concept.check_fits(expected, backbone.width, backbone.text_hash)
+    if len({concept.placement for concept in concepts}) > 1:
+        raise UserError("some concepts are words and some are added behind the text encoder; paint them one by one")
     parts = [concept.placeholders() for concept in concepts]
     shared = [name for name in parts[0] if all(name in part for part in parts)]
     return {name: torch.cat([part[name] for part in parts]) for name in shared}

@@ -33,7 +33,7 @@ def assert_same(a, b):
         ours, theirs = getattr(a, part), getattr(b, part)
         assert ours.keys() == theirs.keys()
         assert all(torch.equal(ours[k], theirs[k]) and ours[k].dtype == theirs[k].dtype for k in ours)
-    for part in ("space", "base_model", "text_hash", "license", "notes"):
+    for part in ("space", "base_model", "text_hash", "license", "notes", "placement"):
         assert getattr(a, part) == getattr(b, part)
     assert a.attributes == b.attributes
 
@@ -44,6 +44,36 @@ def test_extras_are_kept_and_checked(tmp_path):
     assert torch.equal(Concept.load(tmp_path / "c.safetensors").extras["image_embeds"], concept.extras["image_embeds"])
     with pytest.raises(UserError, match="extras"):
         make(extras={"image_embeds": torch.full((2,), float("nan"))})
+
+
+def test_placement_is_kept_and_may_not_be_mixed(tmp_path):
+    behind = make(placement="states")
+    behind.save(tmp_path / "behind")
+    again = Concept.load(tmp_path / "behind")
+    assert_same(again, behind)
+    assert again.placement == again.scaled(0.5).only("shape").placement == "states"
+    value = again.placeholders()["<concept>"]
+    assert value.shape == (1, 16, 1, 2 * K, 2, D)
+    assert torch.equal(value[0, 3, 0, :K, 0], behind.anchors["shape"])
+    assert torch.equal(value[0, 3, 0, :K, 1], behind.vectors["shape"][3, 0] - behind.anchors["shape"])
+    for act in (behind.blend, behind.compare, lambda other: Concept.combine(shape=behind, appearance=other)):
+        with pytest.raises(UserError, match="placement 'states', the other 'words'"):
+            act(*(make(),) + ((0.5,) if act == behind.blend else ()))
+    with pytest.raises(UserError, match="placement='lines' given; expected one of words, states"):
+        make(placement="lines")
+    with pytest.raises(UserError, match="added behind the text encoder"):
+        make(P, placement="states").save_textual_inversion(tmp_path / "word", "shape")
+
+
+def test_older_files_without_placement_are_words(tmp_path):
+    from safetensors import safe_open
+
+    make().save(tmp_path / "new")
+    with safe_open(tmp_path / "new", "pt") as file:
+        metadata = file.metadata()
+    assert metadata.pop("placement") == "words"
+    save_file(load_file(tmp_path / "new"), tmp_path / "old", metadata)
+    assert Concept.load(tmp_path / "old").placement == "words"
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])

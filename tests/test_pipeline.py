@@ -10,13 +10,13 @@ from escdiff.pipeline import generate, stack
 PROMPT = "a photo of a <appearance> <shape>"
 
 
-def make_concept(backbone, seed=0, layers="each", stages=1, spread=1.0) -> Concept:
+def make_concept(backbone, seed=0, layers="each", stages=1, spread=1.0, placement="words") -> Concept:
     generator = torch.Generator().manual_seed(seed)
     space = ConditioningSpace.build(backbone.unet, layers=layers, stages=stages)
     anchors = {a: backbone.prompts.word_embedding("object", 2) for a in ("shape", "appearance")}
     size = (space.num_layers, space.num_stages, 2, backbone.width)
     vectors = {a: anchor + spread * 0.05 * torch.randn(size, generator=generator) for a, anchor in anchors.items()}
-    return Concept(vectors, anchors, space, backbone.name, backbone.text_hash)
+    return Concept(vectors, anchors, space, backbone.name, backbone.text_hash, placement=placement)
 
 
 def arrays(pictures):
@@ -36,6 +36,22 @@ def test_vectors_of_the_anchor_words_equal_those_words(tiny_backbone):
     concept = make_concept(tiny_backbone, spread=0.0)
     words = generate(tiny_backbone, ["a photo of a object object object object"], steps=2)
     assert torch.equal(arrays(generate(tiny_backbone, [PROMPT], concept, steps=2)), arrays(words))
+
+
+def test_concepts_behind_the_text_encoder(tiny_backbone, tmp_path):
+    words = generate(tiny_backbone, ["a photo of a object object object object"], steps=2)
+    zero = make_concept(tiny_backbone, spread=0.0, placement="states")
+    assert torch.equal(arrays(generate(tiny_backbone, [PROMPT], zero, steps=2)), arrays(words))
+    concepts = [make_concept(tiny_backbone, seed, stages=2, spread=200.0, placement="states") for seed in range(2)]
+    concepts[1].save(tmp_path / "one.safetensors")
+    concepts[1] = Concept.load(tmp_path / "one.safetensors")
+    together = arrays(generate(tiny_backbone, ["a <concept>"] * 2, concepts, steps=2, seeds=[7, 8]))
+    alone = arrays(generate(tiny_backbone, ["a <concept>"], concepts[1], steps=2, seeds=[8]))
+    assert (together[1] - alone[0]).abs().max() <= 1
+    other = arrays(generate(tiny_backbone, ["a <concept>"], concepts[0], steps=2, seeds=[8]))
+    assert (other - alone).abs().max() > 1
+    with pytest.raises(UserError, match="paint them one by one"):
+        generate(tiny_backbone, [PROMPT] * 2, [zero, make_concept(tiny_backbone)], steps=1)
 
 
 def test_a_picture_depends_on_its_own_prompt_concept_and_seed_only(tiny_backbone):

@@ -11,6 +11,7 @@ from escdiff.errors import UserError
 from escdiff.places import configs_folder
 
 os.environ.setdefault("HYDRA_FULL_ERROR", "1")
+NEAR = 8  # options that an error names, the nearest first
 OVERRIDING = ("experiment", "debug")  # groups that set keys of the others and add none
 
 
@@ -49,7 +50,8 @@ def explain(error: Exception, name: str) -> str:
         return unknown_key(match.group(1), known_keys(name))
     if match := re.search(r"Could not find '(\w+)/([^']+)'", text):
         group, option = match.groups()
-        return f"{group}={option} given; expected one of {options(group)}"
+        near = difflib.get_close_matches(option, options(group).split(", "), NEAR, cutoff=0)
+        return f"{group}={option} given; expected one of {', '.join(near)}; --help lists all of them"
     if "interpolation" in text.lower():
         return f"a value refers to something that is not there ({text}); write \\${{ for a plain ${{"
     if override := getattr(error, "override", None):

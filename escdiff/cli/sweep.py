@@ -64,12 +64,14 @@ def sweep(argv: Sequence[str], run: Callable[[dict], None], texts: Collection[st
         add_sweeper()
     given = OverridesParser.create().parse_overrides([a for a in argv if a not in SWEEP])
     keys = [override.get_key_element() for override in given]
-    varies = any(o.is_sweep_override() for o in given) or any(key == "hparams_search" for key in keys)
-    same = [o.get_key_element() for o in given if not o.is_sweep_override()] if varies else ["experiment", *texts]
+    varies = any(o.is_sweep_override() for o in given) or "hparams_search" in keys
+    fixed = [o.get_key_element() for o in given if not o.is_sweep_override()]
 
     @hydra.main(config_path=str(configs_folder().absolute()), config_name="train", version_base="1.3")
     def run_cell(config: DictConfig) -> float | None:
         values = OmegaConf.to_container(config, resolve=True)
+        named = HydraConfig.get().sweeper.get("params")  # cells that an experiment names
+        same = fixed if varies or named else ["experiment", *texts]
         cell = [o for o in HydraConfig.get().overrides.task if o.split("=")[0] not in same]
         name = ",".join(cell).replace("/", "-") or "default"
         values["run_id"], values["run_dir"] = name, f"{values['sweep_dir']}/{name}"

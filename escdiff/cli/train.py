@@ -31,6 +31,7 @@ HELP = """Train the concept encoder, a part of the bundled model, or make a conc
   python train.py optim.lr=1e-4 trainer.max_steps=50 any key below, with dots
   python train.py method=xti data.references=DIR     a concept from 1 to 5 pictures, for `python infer.py concept=FILE`
   python train.py -m encoder.gates=learned,hand,none a sweep; finished cells are skipped, stopped ones go on
+  python train.py -m experiment=ablation/gates       the cells of an ablation; likewise for its neighbours
   python train.py -m hparams_search=optuna           Optuna chooses; configs/hparams_search/optuna.yaml
   python train.py -m launcher=slurm ...              a sweep's cells as jobs of SLURM; or launcher=ray
   python -m escdiff.cli.runs outputs/sweeps/encoder  all runs of a folder as a table

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from escdiff.conditioning.placement import add_behind, split
 from escdiff.conditioning.tower import TextTower, Tokens
 from escdiff.errors import UserError
 
@@ -81,6 +82,10 @@ class PromptEncoder:
         rows = torch.cat(parts, dim=1) if len(parts) > 1 else parts[0].clone()
         return rows if num_vectors is None else rows.mean(0, keepdim=True).repeat(num_vectors, 1)
 
+    def states_of(self, text: str) -> Tensor:
+        """(K, D) hidden states of a word or phrase on its own, one per token."""
+        return self.encode_plain([text])[0, 0, 0, 1 : 1 + len(self.word_embedding(text))]
+
     def tokenize(self, prompt: str, known: Mapping[str, int], required: Sequence[str] = ()) -> Tokens:
         """See `TextTower.tokenize`; both of SDXL's tokenizers give the same positions."""
         return self.towers[0].tokenize(prompt, known, required)
@@ -114,8 +119,8 @@ class PromptEncoder:
 
         Args:
             prompts: B texts; longer ones are cut at T tokens, as the stock pipeline does.
-            vectors: `{"<shape>": (B|1, L|1, S|1, K, D)}`. L and S of the result are their
-                common sizes, 1 without.
+            vectors: `{"<shape>": (B|1, L|1, S|1, K, D)}`, or the pairs (B|1, L|1, S|1, K, 2, D) of
+                `escdiff.conditioning.placement`. L and S of the result are their common sizes, 1 without.
             required: placeholders that every prompt must contain.
             second: other texts for the second text encoder, the `prompt_2` of diffusers.
             skip: layers left out at the end, the `clip_skip` of diffusers.
@@ -129,8 +134,9 @@ class PromptEncoder:
         """
         if isinstance(prompts, str):
             raise UserError(f"one prompt {prompts!r} was given, expected a list of prompts: put it in a list")
-        weight, vectors = self.towers[0].embedding_weight, dict(vectors or {})
-        layers, stages = self._grid_size(vectors, len(prompts))
+        weight = self.towers[0].embedding_weight
+        vectors, added = split(vectors or {})
+        layers, stages = self._grid_size(vectors | added, len(prompts))
         # Collapsed first: a cast would copy the repeated cells.
         vectors = {k: _collapse(value).to(self.towers[0].device, weight.dtype) for k, value in vectors.items()}
         known = {name: value.shape[3] for name, value in vectors.items()}
@@ -148,6 +154,7 @@ class PromptEncoder:
         common = torch.broadcast_shapes(*(cells.shape for cells in index))
         index_BLS = torch.stack([cells.expand(common) for cells in index]).to(hidden_RTD.device)
         grid = hidden_RTD[index_BLS].expand(-1, layers, stages, -1, -1)
+        grid = add_behind(grid, [towers[0].slots for towers in tokens], added)
         if pooled_RP is None:
             return grid, None
         return grid, torch.stack([pooled_RP[cells.flatten().to(pooled_RP.device)].mean(0) for cells in index])

@@ -84,7 +84,7 @@ def load(cls, folder: str | Path | None, backbone=None):
     except RuntimeError as error:
         raise UserError(f"{folder / WEIGHTS} does not fit its {CONFIG} ({error}); export the encoder again") from None
     if backbone is not None and (folder / BRANCHES).is_dir():
-        load_branches(backbone.unet, folder / BRANCHES)
+        load_branches(backbone.unet, folder / BRANCHES, routed=config.branches == "routed")
     return encoder.eval()
 
 

@@ -1,6 +1,6 @@
 """ConceptEncoder: a reference image (and mask) to a concept, in one forward pass."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from escdiff.concept import ATTRIBUTES, Concept
 from escdiff.conditioning import ConditioningSpace
+from escdiff.conditioning.placement import PLACEMENTS, place
 from escdiff.data.images import to_pixels
 from escdiff.encoder.filters import AppearanceFilter, ShapeFilter
 from escdiff.encoder.vision import VisionBackbone
@@ -17,6 +18,7 @@ from escdiff.errors import UserError
 from escdiff.mixing import SHAPE_LAYERS
 
 GATES = ("learned", "hand", "none")
+BRANCHES = ("lora", "routed")
 
 
 @dataclass(frozen=True)
@@ -31,12 +33,14 @@ class EncoderConfig:
     features: int = 256  # F of each filter
     rank: int = 8  # of what a layer adds to the base
     residual_anchor: bool = True  # vectors depart from the anchor words, not from zero
-    residual_scale: float = 1.0  # in units of a real word embedding's norm
+    residual_scale: float = 1.0  # in units of the norm of a real word's embedding, or of its hidden states
+    placement: str = "words"  # or "states": residuals are added to the anchor words' hidden states
     gates: str = "learned"  # or "hand": SHAPE_LAYERS to shape and the rest to appearance; or "none": all open
     positions: bool = True  # in the shape filter
     appearance_positions: bool = False
     instance_norm: bool = True  # in the shape filter
     branch_rank: int = 0  # of the U-Net branches; 0 for none
+    branches: str = "lora"  # act on every token; or "routed": each on the tokens of its own placeholder
 
 
 class Head(nn.Module):
@@ -52,7 +56,7 @@ class Head(nn.Module):
         nn.init.normal_(self.base[-1].weight, std=0.5 * (2 * features * width) ** -0.5)
 
     def forward(self, features: Tensor) -> Tensor:
-        """(B, F) -> (B, L, S, K, D), in units of the embedding scale."""
+        """(B, F) -> (B, L, S, K, D), in units of the encoder's `embedding_scale`."""
         codes = self.codes(features)
         out = self.base(features)[:, None, None] + torch.einsum("br,lrk->blk", codes, self.layer)[:, :, None]
         if self.stage is not None:
@@ -75,10 +79,21 @@ class ConceptEncoder(nn.Module):
         anchors: dict[str, Tensor],
         base_model: str = "",
         text_hash: str = "",
+        scale: Tensor | None = None,
     ) -> None:
+        """Build with random weights.
+
+        Args:
+            anchors: attribute -> (K, D), the last of which is taken.
+            scale: what residuals are measured in; without, the anchors' mean norm.
+
+        Raises:
+            UserError: an unknown choice, or depths that the tower lacks.
+        """
         super().__init__()
-        if config.gates not in GATES:
-            raise UserError(f"encoder.gates={config.gates!r} given; expected one of {', '.join(GATES)}")
+        for name, choices in (("gates", GATES), ("placement", PLACEMENTS), ("branches", BRANCHES)):
+            if (given := getattr(config, name)) not in choices:
+                raise UserError(f"encoder.{name}={given!r} given; expected one of {', '.join(choices)}")
         deepest = max(*config.shape_depths, *config.appearance_depths)
         if deepest >= vision.num_depths:
             what = f"depth {deepest} of the vision tower {vision.spec} asked for, it has 0..{vision.num_depths - 1}"
@@ -107,18 +122,21 @@ class ConceptEncoder(nn.Module):
         for attribute in ATTRIBUTES:
             anchor = anchors[attribute].detach().float() * config.residual_anchor
             self.register_buffer(f"anchor_{attribute}", anchor[-1:].expand(config.tokens[attribute], -1).clone())
-        scale = torch.stack([a.detach().float().norm(dim=-1).mean() for a in anchors.values()]).mean()
+        scale = _mean_norm(anchors.values()) if scale is None else scale
         self.register_buffer("embedding_scale", scale * config.residual_scale)
 
     @classmethod
     def for_backbone(cls, config: EncoderConfig, vision: VisionBackbone, backbone, space: ConditioningSpace):
         """A new encoder for a backbone: anchors and scale come from its words."""
         anchors = {a: backbone.prompts.word_embedding(word) for a, word in config.anchors.items()}
-        return cls(config, vision, space, anchors, backbone.name, backbone.text_hash)
+        scale = None
+        if config.placement == "states":
+            scale = _mean_norm(backbone.prompts.states_of(word) for word in config.anchors.values())
+        return cls(config, vision, space, anchors, backbone.name, backbone.text_hash, scale)
 
     @property
     def word_scale(self) -> Tensor:
-        """Norm of the anchors, the scale of real word embeddings."""
+        """Norm of the anchors or of their hidden states, by `placement`: the scale of real words."""
         return self.embedding_scale / self.config.residual_scale
 
     @property
@@ -158,6 +176,10 @@ class ConceptEncoder(nn.Module):
     def vectors(self, attribute: str, residuals: Tensor) -> Tensor:
         """Anchor plus gated residual (B, L, S, K, D)."""
         return self.anchor(attribute) + self.gates()[attribute][..., None, None] * residuals
+
+    def place(self, attribute: str, vectors: Tensor) -> Tensor:
+        """What `PromptEncoder.encode` takes for an attribute's vectors (B, L, S, K, D)."""
+        return place(vectors, self.anchor(attribute), self.config.placement)
 
     def forward(
         self,
@@ -218,6 +240,7 @@ class ConceptEncoder(nn.Module):
             anchors={a: self.anchor(a).float().cpu() for a in vectors},
             space=self.space, base_model=self.base_model, text_hash=self.text_hash,
             gates={a: gates[a].float().cpu() for a in vectors}, notes={"reference": note} if note else {},
+            placement=self.config.placement,
         )  # fmt: skip
 
     def save_pretrained(self, folder: str | Path, unet: nn.Module | None = None, card: str = "") -> None:
@@ -236,6 +259,10 @@ class ConceptEncoder(nn.Module):
     def plain_config(self) -> dict:
         """For config.json."""
         return asdict(self.config)
+
+
+def _mean_norm(vectors: Iterable[Tensor]) -> Tensor:
+    return torch.stack([v.detach().float().norm(dim=-1).mean() for v in vectors]).mean()
 
 
 def _gate_logits(attribute: str, layers: int, stages: int) -> Tensor:

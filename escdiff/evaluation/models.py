@@ -102,7 +102,7 @@ class Models:
         size = self.encoder.vision.image_size
         with torch.no_grad():
             found = self.encoder(**{f"{a}_pixels": pixels_of([r[a] for r in references], size) for a in attributes})
-        vectors = {placeholder(a): v.float() for a, v in found.items()}
+        vectors = {placeholder(a): self.encoder.place(a, v).float() for a, v in found.items()}
         if len(vectors) > 1:
             vectors[placeholder(WHOLE)] = torch.cat(list(vectors.values()), dim=3)
         return vectors

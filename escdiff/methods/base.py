@@ -15,6 +15,7 @@ from escdiff import losses
 from escdiff.backbone import Backbone, mini_folder
 from escdiff.concept import WHOLE, Concept, placeholder
 from escdiff.conditioning import ConditioningSpace
+from escdiff.conditioning.placement import place
 from escdiff.errors import UserError
 from escdiff.methods.weights import ADAPTER, Weights
 
@@ -43,11 +44,13 @@ class Method(nn.Module):
         shared_stage: draw one stage per step rather than one per sample, which costs S times less text encoding.
         encodes: whether it learns an encoder from a data set before it sees a reference.
         weights: what it changes in the U-Net.
+        placement: of its vectors, see `escdiff.concept.Concept`.
     """
 
     few, many = 1, 5
     shared_stage = False
     encodes = False
+    placement = "words"
 
     def __init__(
         self, backbone: Backbone, space: ConditioningSpace, words: Mapping[str, str] | str = "object",
@@ -120,6 +123,10 @@ class Method(nn.Module):
         """
         raise NotImplementedError
 
+    def placed(self, vectors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """What `PromptEncoder.encode` takes for the vectors of each attribute."""
+        return {a: place(value, self.anchor(a), self.placement) for a, value in vectors.items()}
+
     def added(self, batch: Batch) -> dict[str, Any]:
         """Further arguments of the U-Net, such as `added_cond_kwargs`."""
         return {}
@@ -153,7 +160,7 @@ class Method(nn.Module):
             anchors={a: self.anchor(a).float().cpu() for a in found},
             space=self.space, base_model=backbone.name, text_hash=backbone.text_hash,
             notes={"method": type(self).__name__, **({"adapter": ADAPTER} if self.weights else {}), **(notes or {})},
-            extras=self.extras(),
+            extras=self.extras(), placement=self.placement,
         )  # fmt: skip
 
     def extras(self) -> dict[str, Tensor]:

@@ -29,6 +29,7 @@ class ESCDiffTuned(Method):
         super().__init__(backbone, reader.space, reader.config.anchors, 1, templates)
         if reader.config.branch_rank:
             set_branches(backbone.unet, dict.fromkeys(ATTRIBUTES, 1.0))
+        self.placement = reader.config.placement
         self._reader, self.residual_weight = (reader.to(backbone.device),), residual
         size = (self.space.num_layers, self.space.num_stages)
         self.residuals = nn.ParameterDict()

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from escdiff import losses
 from escdiff.backbone import Backbone
 from escdiff.concept import ATTRIBUTES, placeholder
-from escdiff.encoder.branches import add_branches, branch_parameters
+from escdiff.encoder.branches import add_branches, branch_parameters, route, unroute
 from escdiff.encoder.encoder import ConceptEncoder
 from escdiff.training import mini
 from escdiff.training.feed import LayerFeed
@@ -23,7 +23,7 @@ from escdiff.training.muon import Muon
 from escdiff.training.preview import paint, sheet
 from escdiff.training.timesteps import draw_timesteps
 from escdiff.training.tying import encode_tied
-from escdiff.training.words import WordTargets, word_loss
+from escdiff.training.words import StateTargets, WordTargets, word_loss
 
 MASKS = ("shape_mask", "appearance_mask", "mask")
 
@@ -67,9 +67,9 @@ class EncoderModule(L.LightningModule):
         self._frozen = (backbone,)  # a tuple hides it from nn.Module
         self.branches = nn.ParameterList()
         if encoder.config.branch_rank:
-            add_branches(backbone.unet, encoder.config.branch_rank)
+            add_branches(backbone.unet, encoder.config.branch_rank, routed=encoder.config.branches == "routed")
             self.branches.extend(p for name in ATTRIBUTES for p in branch_parameters(backbone.unet, name))
-        self._words = WordTargets(backbone.prompts)
+        self._words, self._states = WordTargets(backbone.prompts), StateTargets(backbone.prompts)
         self._feed: LayerFeed | None = None
         self._preview: dict[str, Any] | None = None
 
@@ -88,6 +88,7 @@ class EncoderModule(L.LightningModule):
 
     def on_after_backward(self) -> None:
         self._feed.clear()
+        unroute(self.backbone.unet)
 
     def training_step(self, batch: dict[str, Any], _: int) -> dict[str, Any]:
         objective, space, backbone = self.objective, self.encoder.space, self.backbone
@@ -102,6 +103,7 @@ class EncoderModule(L.LightningModule):
         latents = repeat(self.latents(batch))
         timesteps, noise = timesteps.flatten(), torch.randn_like(latents)
         noisy = backbone.add_noise(latents, noise, timesteps)
+        route(backbone.unet, backbone.prompts, texts, {placeholder(a): r.shape[3] for a, r in residuals.items()})
         output = backbone.predict(noisy, timesteps, self._feed.load(grid, objective.draws)).float()
         target = backbone.target(latents, noise, timesteps)
         terms = {
@@ -129,11 +131,16 @@ class EncoderModule(L.LightningModule):
         """The weighted word loss of samples with words whose attributes were kept (B,)."""
         if "shape_words" not in batch or not self.objective.words:
             return {}
-        total = residuals["shape"].new_zeros(())
-        for attribute, residual in residuals.items():
-            targets, counted = self._words(batch[f"{attribute}_words"], residual.shape[3])
-            vectors = self.encoder.anchor(attribute) + residual
-            total = total + word_loss(vectors, targets, counted & kept, self.encoder.word_scale)
+        total, anchors = residuals["shape"].new_zeros(()), {a: self.encoder.anchor(a) for a in residuals}
+        phrases = {a: batch[f"{a}_words"] for a in residuals}
+        if self.encoder.config.placement == "states":
+            found = self._states(batch["prompt"], phrases, anchors)
+            given = residuals
+        else:
+            found = {a: self._words(phrases[a], len(anchor)) for a, anchor in anchors.items()}
+            given = {a: anchors[a] + residual for a, residual in residuals.items()}
+        for attribute, (targets, counted) in found.items():
+            total = total + word_loss(given[attribute], targets, counted & kept, self.encoder.word_scale)
         return {"words": self.objective.words * total}
 
     def drop(self, prompts: list[str]) -> tuple[list[str], dict[str, Tensor]]:
@@ -170,10 +177,14 @@ class EncoderModule(L.LightningModule):
 
     def grid(self, texts: list[str], residuals: dict[str, Tensor], stage: Tensor) -> Tensor:
         """The conditioning (B, L, T, D) of each sample's stage."""
-        vectors = {placeholder(a): self.encoder.vectors(a, value) for a, value in residuals.items()}
+        vectors = {
+            placeholder(a): self.encoder.place(a, self.encoder.vectors(a, value)) for a, value in residuals.items()
+        }
         if self.encoder.space.num_stages > 1:
             rows = torch.arange(len(texts), device=stage.device)
             vectors = {name: value[rows, :, stage].unsqueeze(2) for name, value in vectors.items()}
+        if self.encoder.config.placement == "states":  # the text encoder reads one row per prompt in any case
+            return self.backbone.prompts.encode(texts, vectors)[:, :, 0]
         exact = self.global_step >= self.objective.exact_from * self.max_steps
         return encode_tied(self.backbone.prompts, texts, vectors, 0 if exact else self.objective.cells)
 
@@ -228,7 +239,7 @@ class EncoderModule(L.LightningModule):
         batch = self._preview
         pixels = {f"{a}_pixels": batch[f"{a}_ref"].to(self.device) for a in ATTRIBUTES}
         masks = {f"{a}_mask": batch[f"{a}_mask"].to(self.device) for a in ATTRIBUTES if f"{a}_mask" in batch}
-        vectors = {placeholder(a): v for a, v in self.encoder(**pixels, **masks).items()}
+        vectors = {placeholder(a): self.encoder.place(a, v) for a, v in self.encoder(**pixels, **masks).items()}
         painted = paint(self.backbone, self.encoder.space, batch["prompt"], vectors)
         rows = [batch["shape_ref"], batch["appearance_ref"], batch["pixels"], painted]
         size = painted.shape[-2:]

@@ -12,6 +12,7 @@ from torch import Tensor
 from escdiff.backbone import Backbone
 from escdiff.concept import placeholder
 from escdiff.conditioning import PromptEncoder
+from escdiff.encoder.branches import route, unroute
 from escdiff.methods import Method
 from escdiff.training import mini
 from escdiff.training.feed import LayerFeed
@@ -54,6 +55,7 @@ class MethodModule(L.LightningModule):
 
     def on_after_backward(self) -> None:
         self._feed.clear()
+        unroute(self.backbone.unet)
 
     def training_step(self, batch: Mapping[str, Any], _: int) -> dict[str, Any]:
         method, backbone = self.method, self.backbone
@@ -63,7 +65,9 @@ class MethodModule(L.LightningModule):
         noisy = backbone.add_noise(latents, noise, timesteps)
         batch = {**batch, "noisy": noisy, "timesteps": timesteps, "stage": stage}
         vectors = method.vectors(batch)
-        grid = condition(backbone.prompts, method.texts(batch["prompt"]), vectors, stage)
+        texts = method.texts(batch["prompt"])
+        grid = condition(backbone.prompts, texts, method.placed(vectors), stage)
+        route(backbone.unet, backbone.prompts, texts, {placeholder(a): v.shape[3] for a, v in vectors.items()})
         plain = self._feed.load(grid.expand(-1, method.space.num_layers, -1, -1))
         output = backbone.predict(noisy, timesteps, plain, **method.added(batch)).float()
         target = backbone.target(latents, noise, timesteps)
@@ -114,7 +118,7 @@ def condition(prompts: PromptEncoder, texts: Sequence[str], vectors: Mapping[str
     What is equal is encoded once: texts, where all samples share the vectors, and stages that several samples drew.
 
     Args:
-        vectors: attribute -> (B|1, L|1, S|1, K, D).
+        vectors: attribute -> (B|1, L|1, S|1, K, D), or pairs of `escdiff.conditioning.placement`.
         stage_B: int64.
     """
     several = any(value.shape[2] > 1 for value in vectors.values())

@@ -4,12 +4,13 @@ A caption's words are the one target known without the diffusion model, so a fir
 without it at a fraction of the cost; the denoising loss then moves the vectors to what the words cannot say.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from escdiff.concept import placeholder, token_masks
 from escdiff.conditioning import PromptEncoder
 
 
@@ -37,6 +38,40 @@ class WordTargets:
         if (phrase, count) not in self._known:
             self._known[phrase, count] = spread(self.prompts.word_embedding(phrase).float(), count)
         return self._known[phrase, count]
+
+
+class StateTargets:
+    """What words change in the text encoder's hidden states where they stand, for residuals that are added there."""
+
+    def __init__(self, prompts: PromptEncoder) -> None:
+        self.prompts, self._words = prompts, WordTargets(prompts)
+
+    @torch.no_grad()
+    def __call__(
+        self, texts: Sequence[str], phrases: Mapping[str, Sequence[str]], anchors: Mapping[str, Tensor]
+    ) -> dict[str, tuple[Tensor, Tensor]]:
+        """Attribute -> targets (B, K, D) and which of them count, bool (B,), each attribute named on its own.
+
+        A residual knows its own attribute only, hence the others keep their anchor words. A text without the
+        attribute's placeholder does not count.
+
+        Args:
+            phrases: attribute -> words for each of B texts, "" where there are none.
+            anchors: attribute -> (K, D), the words that the residuals depart from.
+        """
+        neutral = {placeholder(a): anchor[None, None, None] for a, anchor in anchors.items()}
+        masks = token_masks(self.prompts, texts, {placeholder(a): len(anchor) for a, anchor in anchors.items()})
+        before, result = self.prompts.encode(texts, neutral)[:, 0, 0], {}
+        for attribute, anchor in anchors.items():
+            words, counted = self._words(phrases[attribute], len(anchor))
+            named = neutral | {placeholder(attribute): words[:, None, None]}
+            change = self.prompts.encode(texts, named)[:, 0, 0] - before  # (B, T, D)
+            mask = masks[attribute].bool().to(change.device)
+            counted = counted & (mask.sum(1) == len(anchor))
+            targets = torch.zeros_like(words)
+            targets[counted] = change[mask & counted[:, None]].view(-1, *anchor.shape).to(words)
+            result[attribute] = targets, counted
+        return result
 
 
 def word_loss(vectors: Tensor, targets: Tensor, counted: Tensor, scale: Tensor) -> Tensor:

@@ -1,8 +1,12 @@
 """Every configuration composes, and every mistake in one gives one sentence."""
 
-import pytest
+from itertools import product
 
-from escdiff.cli.compose import compose, configs_folder, reject_unknown
+import pytest
+import yaml
+from hydra.core.override_parser.overrides_parser import OverridesParser
+
+from escdiff.cli.compose import compose, configs_folder, known_keys, reject_unknown
 from escdiff.cli.train import TEXTS
 from escdiff.errors import UserError
 
@@ -19,6 +23,21 @@ def test_every_experiment_composes_and_opens_with_its_command(name):
     reject_unknown("train", config)
     text = (configs_folder() / "experiment" / f"{name}.yaml").read_text()
     assert all(word in text for word in ("# Command:", "# Hardware:", "# Time:", "# Expect:"))
+
+
+@pytest.mark.parametrize("name", [name for name in EXPERIMENTS if name.startswith("ablation/")])
+def test_every_cell_of_an_ablation_changes_the_base_and_keys_that_exist(name):
+    known = known_keys("train")
+    cells = yaml.safe_load((configs_folder() / "experiment" / f"{name}.yaml").read_text())["hydra"]["sweeper"]["params"]
+    base = compose("train", ["experiment=mini/ablation"], TEXTS)
+    assert compose("train", [f"experiment={name}"], TEXTS) == base and cells.keys() <= set(known)
+    overrides = OverridesParser.create().parse_overrides([f"{key}={values}" for key, values in cells.items()])
+    choices = [
+        [f"{o.key_or_group}={v}" for v in (o.sweep_string_iterator() if o.is_sweep_override() else [o.value()])]
+        for o in overrides
+    ]
+    made = [compose("train", ["experiment=mini/ablation", *cell], TEXTS) for cell in product(*choices)]
+    assert all(cell not in (base, *made[:i]) for i, cell in enumerate(made))
 
 
 @pytest.mark.parametrize("name", BACKBONES)

@@ -12,6 +12,7 @@ from escdiff.cli import runs, train
 from escdiff.cli.sweep import check_extras
 from escdiff.errors import UserError
 from escdiff.training import run
+from escdiff.training.rundir import RunFolder
 
 needs_optuna = pytest.mark.skipif(importlib.util.find_spec("optuna") is None, reason="the extra `tune` is missing")
 
@@ -62,6 +63,23 @@ def test_every_cell_has_its_folder_and_runs_once(sweep):
     assert values == sorted(values) and all("finished" in row for row in table[2:])
     with pytest.raises(UserError, match="no run in"):
         runs.tabulate(sweep.folder / "nowhere", "train/loss_mean", highest=False)
+
+
+def test_an_experiment_may_name_the_cells_of_a_sweep(tmp_path, monkeypatch):
+    ran = []
+    monkeypatch.setattr(train, "run", ran.append)
+    monkeypatch.setattr(RunFolder, "write_manifest", lambda self, **values: None)
+    for group in ("branches", "tokens"):
+        argv = ["-m", f"experiment=ablation/{group}", f"sweep_dir={tmp_path}", "data.batch_size=2"]
+        monkeypatch.setattr(sys, "argv", ["train.py", *argv])
+        train._main(argv)
+    assert [values["run_id"] for values in ran] == [
+        "encoder.branch_rank=4,encoder.branches=lora", "encoder.branch_rank=4,encoder.branches=routed",
+        *(f"encoder.tokens={{shape:{k},appearance:{k}}}" for k in (1, 2, 4)),
+    ]  # fmt: skip
+    assert [v["run_dir"] for v in ran] == [f"{tmp_path}/{v['run_id']}" for v in ran]
+    assert ran[1]["encoder"]["branches"] == "routed" and ran[4]["encoder"]["tokens"] == {"shape": 4, "appearance": 4}
+    assert ran[0]["trainer"]["max_steps"] == 800  # the base cell's
 
 
 @needs_optuna

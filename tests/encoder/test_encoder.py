@@ -96,8 +96,6 @@ def test_a_closed_gate_leaves_the_anchor_and_a_hand_split_divides_the_layers(fol
     assert hand["shape"].squeeze().nonzero().flatten().tolist() == [4, 5, 6, 7, 8]
     assert torch.equal(hand["shape"] + hand["appearance"], torch.ones(16, 1))
     assert build(folder, tiny_backbone, gates="none").gates()["appearance"].min() == 1
-    with pytest.raises(UserError, match="encoder.gates='soft'"):
-        build(folder, tiny_backbone, gates="soft")
 
 
 def test_dropped_attributes_become_the_learned_null(encoder):
@@ -119,6 +117,25 @@ def test_save_and_load_give_the_same_concept(encoder, tmp_path, tiny_backbone):
     exact = ConceptEncoder.from_pretrained(resaved).encode(pictures()[0])
     assert all(torch.equal(exact.vectors[a], second.vectors[a]) for a in ATTRIBUTES)
     assert "one forward pass" in (tmp_path / "README.md").read_text()
+
+
+def test_placement_and_branches_travel_with_the_checkpoint(folder, tmp_path, tiny_backbone):
+    made = build(folder, tiny_backbone, placement="states", branches="routed")
+    unit = torch.stack([tiny_backbone.prompts.states_of(word).norm() for word in ("object", "colored")]).mean()
+    assert torch.isclose(made.embedding_scale, unit) and torch.isclose(made.word_scale, unit)
+    made.save_pretrained(tmp_path)
+    again = ConceptEncoder.from_pretrained(tmp_path, tiny_backbone)
+    assert again.config == made.config and torch.isclose(again.embedding_scale, unit, rtol=1e-3)
+    concept = again.encode(pictures()[0])
+    assert concept.placement == "states"
+    value = again.place("shape", concept.vectors["shape"][None])
+    assert torch.equal(value, concept.placeholders()["<shape>"]) and value.shape == (1, 16, 1, 2, 2, 32)
+
+
+@pytest.mark.parametrize("option", ["gates", "placement", "branches"])
+def test_choices_that_are_not_there_are_refused(folder, tiny_backbone, option):
+    with pytest.raises(UserError, match=f"encoder.{option}='soft' given; expected one of"):
+        build(folder, tiny_backbone, **{option: "soft"})
 
 
 def test_another_backbone_is_refused_before_weights_are_read(encoder, tmp_path):

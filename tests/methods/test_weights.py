@@ -154,6 +154,28 @@ def test_tuning_starts_from_the_encoders_prediction(fit, encoder, backbone, refe
         assert not torch.equal(concepts[2].vectors[attribute], expected.vectors[attribute])
 
 
+def test_tuning_goes_on_behind_the_text_encoder_and_at_the_branches_own_tokens(fresh, encoder, tmp_path, references):
+    from dataclasses import replace
+
+    from escdiff.encoder import ConceptEncoder
+    from escdiff.encoder.branches import add_branches
+
+    backbone, reader = fresh(), ConceptEncoder.from_pretrained(encoder)
+    reader.config = replace(reader.config, placement="states", branches="routed", branch_rank=2)
+    add_branches(backbone.unet, 2)
+    reader.save_pretrained(tmp_path, backbone.unet)
+    tuned = ESCDiffTuned(fresh(), str(tmp_path))
+    seen = []
+    layer = tuned.backbone.unet.mid_block.attentions[0].transformer_blocks[0].attn2.to_k
+    hook = layer.register_forward_hook(lambda *_: seen.append(dict(tuned.backbone.unet.routing.masks)))
+    step_of(tuned, references)
+    hook.remove()
+    assert {name: mask.sum(1).tolist() for name, mask in seen[0].items()} == {"shape": [2, 2], "appearance": [6, 6]}
+    assert all(residual.grad.abs().sum() > 0 for residual in tuned.residuals.values())
+    concept = tuned.concept()
+    assert concept.placement == "states" and concept.placeholders()["<shape>"].ndim == 6
+
+
 def test_the_tuned_residual_can_be_held_back(backbone, encoder, references):
     method = ESCDiffTuned(backbone, str(encoder), residual=2.0)
     with torch.no_grad():

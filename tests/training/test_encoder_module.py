@@ -1,6 +1,7 @@
 """The encoder's training: what is trained and saved, exact resuming, its parts one by one."""
 
 import copy
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -12,10 +13,12 @@ from escdiff.backbone import load_backbone
 from escdiff.conditioning import ConditioningSpace, bind
 from escdiff.conditioning.grid import expand, pack
 from escdiff.encoder import ConceptEncoder
+from escdiff.pipeline import generate
 from escdiff.training import encoder_module, run
 from escdiff.training.feed import LayerFeed
 from escdiff.training.timesteps import draw_timesteps
 from escdiff.training.tying import encode_tied, random_runs, tie
+from escdiff.training.words import StateTargets
 
 
 @pytest.fixture(scope="module")
@@ -109,7 +112,9 @@ def module_of(config):
 
 
 @pytest.mark.parametrize("words_step", [True, False])
-def test_gradients_reach_the_encoder_and_only_it(config, monkeypatch, words_step):
+@pytest.mark.parametrize(("placement", "branches"), [("words", "lora"), ("states", "routed")])
+def test_gradients_reach_the_encoder_and_only_it(config, monkeypatch, words_step, placement, branches):
+    config.encoder.placement, config.encoder.branches = placement, branches
     monkeypatch.setattr(encoder_module.EncoderModule, "global_step", 0 if words_step else 2)
     module, batch = module_of(config)
     module.on_fit_start()
@@ -128,6 +133,53 @@ def test_gradients_reach_the_encoder_and_only_it(config, monkeypatch, words_step
         module.encoder.vision,
     ):
         assert all(p.grad is None for p in part.parameters() if id(p) not in branches)
+
+
+def test_a_run_with_placement_and_routing_can_be_painted_with(config, tiny_folder):
+    config.encoder.placement, config.encoder.branches, config.trainer.max_steps = "states", "routed", 3
+    config.space.stages, config.trainer.sample_steps = 2, 3
+    run.train(config)
+    backbone = load_backbone(str(tiny_folder))
+    encoder = ConceptEncoder.from_pretrained(Path(config.run_dir) / "export", backbone)
+    assert (encoder.config.placement, encoder.config.branches) == ("states", "routed")
+    concept = encoder.encode(torch.zeros(3, 64, 64))
+    assert concept.placement == "states" and not backbone.unet.routing.masks
+    assert len(generate(backbone, ["a <concept>"], concept, steps=1)) == 1
+
+
+def test_state_targets_are_what_the_words_change_where_they_stand(tiny_backbone):
+    prompts = tiny_backbone.prompts
+    anchors = {"shape": prompts.word_embedding("object", 1), "appearance": prompts.word_embedding("colored", 2)}
+    texts = ["a <appearance> <shape> on gray", "a <shape>, large", "one <appearance> cube"]
+    phrases = {"shape": ["mug", "", "cube"], "appearance": ["striped red", "blue", "plain green"]}
+    found = StateTargets(prompts)(texts, phrases, anchors)
+    states = lambda text: prompts.encode_plain([text])[0, 0, 0]  # noqa: E731
+    neutral = states("a colored colored object on gray")
+    for attribute, named, where in (
+        ("shape", "a colored colored mug on gray", slice(4, 5)),
+        ("appearance", "a striped red object on gray", slice(2, 4)),
+    ):
+        targets, counted = found[attribute]
+        torch.testing.assert_close(targets[0], (states(named) - neutral)[where], atol=1e-5, rtol=0)
+        assert not targets[~counted].any() and not targets.requires_grad
+    assert found["shape"][1].tolist() == [True, False, False]
+    assert found["appearance"][1].tolist() == [True, False, True]
+
+
+def test_behind_the_text_encoder_every_layer_differs_at_every_step(config, monkeypatch):
+    monkeypatch.setattr(encoder_module.EncoderModule, "global_step", 0)
+    config.encoder.placement, config.encoder.branch_rank = "states", 0
+    module, batch = module_of(config)
+    features = module.features(batch)
+    residuals = {a: module.encoder.residuals(a, features[a]) for a in ("shape", "appearance")}
+    texts = ["a <appearance> <shape>"] * 4
+    grid = module.grid(texts, residuals, torch.zeros(4, dtype=torch.long))
+    assert grid.shape == (4, 16, 77, 32)
+    change = grid - grid[:, :1]
+    assert change[:, 1:, 2:5].abs().amin((0, 1)).min() > 0 and not change[:, :, 5:].any() and not change[:, :, :2].any()
+    unit = module.encoder.embedding_scale
+    assert unit == pytest.approx(module.backbone.prompts.states_of("object").norm().item(), rel=0.5)
+    assert unit > 5 * module.encoder.anchor("shape").norm(dim=-1).mean()
 
 
 def test_drop_keeps_placeholders(config):
