@@ -63,7 +63,7 @@ class ConceptPipeline:
         """Use this concept encoder, or the one of this folder.
 
         Raises:
-            UserError: it was made for another text encoder.
+            UserError: it was made for another text encoder, or has routed branches.
         """
         folder = None if encoder is None or isinstance(encoder, ConceptEncoder) else Path(encoder)
         if folder is not None:
@@ -75,6 +75,8 @@ class ConceptPipeline:
                 f"has {found}; use the model it was trained for"
             )
         if folder is not None and (folder / BRANCHES).is_dir():
+            if encoder.config.branches == "routed":  # a stock pipeline does not say where its placeholders stand
+                raise UserError(f"the encoder '{folder}' has routed branches; paint with escdiff.pipeline.generate")
             load_branches(self.unet, folder / BRANCHES)
         self.concept_encoder = encoder
 

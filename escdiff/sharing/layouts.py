@@ -123,6 +123,8 @@ def _read(path: Path, trust_pickle: bool) -> dict[str, Tensor]:
 
 def _one_attribute(concept: Concept, attribute: str, cells: int) -> Tensor:
     """(L, K, D)."""
+    if concept.placement != "words":
+        raise UserError("the concept's vectors act behind the text encoder; other programs' layouts hold words only")
     vectors = concept.only(attribute).vectors[attribute].detach().cpu()
     if tuple(vectors.shape[:2]) != (cells, 1):
         raise UserError(

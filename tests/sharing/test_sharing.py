@@ -1,6 +1,7 @@
 """Concepts in other programs' layouts, in galleries and on the hub (without the hub: what would be sent)."""
 
 import copy
+from dataclasses import replace
 from types import SimpleNamespace
 
 import huggingface_hub
@@ -32,6 +33,8 @@ def test_p_plus_round_trip(tiny_backbone, tmp_path):
     assert torch.equal(again.anchors["shape"], concept.anchors["shape"])
     with pytest.raises(UserError, match="1 layer cells x 1 stages; expected 16 x 1"):
         export_p_plus(make_concept(tiny_backbone, layers="tied"), tmp_path / "p.safetensors", "shape")
+    with pytest.raises(UserError, match="behind the text encoder"):
+        export_p_plus(replace(concept, placement="states"), tmp_path / "p.safetensors", "shape")
 
 
 def test_a_file_of_the_port_that_counted_blocks(tiny_backbone, tmp_path):
