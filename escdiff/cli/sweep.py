@@ -6,8 +6,9 @@ import sys
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 
-from escdiff.cli.compose import configs_folder, explain
+from escdiff.cli.compose import explain
 from escdiff.errors import UserError
+from escdiff.places import configs_folder
 
 SWEEP = {"-m", "--multirun"}
 PLUGINS = Path(__file__).parents[1] / "plugins"

@@ -1,4 +1,4 @@
-from escdiff.conditioning.prompt import PLACEHOLDER
+from escdiff.conditioning.tower import PLACEHOLDER
 from escdiff.evaluation.references import Request
 from escdiff.evaluation.tasks import DERIVE, TASKS, in_order
 from escdiff.still_life import world

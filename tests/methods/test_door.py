@@ -64,8 +64,7 @@ def test_a_new_method_is_one_file_and_one_yaml(door, monkeypatch, tmp_path, tiny
         "method: {_target_: escdiff.methods.halves.Halves, init: mug}\n"
     )
     monkeypatch.setattr(escdiff.methods, "__path__", [*escdiff.methods.__path__, str(tmp_path / "rooms")])
-    for module in (compose, train):
-        monkeypatch.setattr(module, "configs_folder", lambda: tmp_path / "configs")
+    monkeypatch.setattr(compose, "configs_folder", lambda: tmp_path / "configs")
     try:
         concept = Concept.load(door("halves", "method.init=dog") / "export" / "concept.safetensors")
     finally:
