@@ -19,7 +19,7 @@ KINDS = ("sd", "sd21", "sdxl", "img2img", "inpaint", "controlnet", "sdxl_img2img
 
 @pytest.fixture(scope="module")
 def backbones(tiny_backbone):
-    return {"sd": tiny_backbone, "sd21": tiny.make_sd21(), "sdxl": tiny.make_sdxl()}
+    return {"sd": copy.deepcopy(tiny_backbone), "sd21": tiny.make_sd21(), "sdxl": tiny.make_sdxl()}
 
 
 def make_controlnet(unet):
@@ -111,6 +111,7 @@ def test_a_batch_is_its_pictures_one_by_one(name, backbones):
         torch.testing.assert_close(together[i : i + 1], alone, atol=2e-5, rtol=1e-4)
     several = pipeline(PROMPT, num_images_per_prompt=2, generator=torch.Generator().manual_seed(1), **OPTIONS).images
     assert several.shape[0] == 2 and not torch.equal(several[0], several[1])
+    escdiff.unload_concept(pipeline)
 
 
 def test_sdxl_equals_stock_with_other_prompts_and_skips(backbones):
@@ -119,6 +120,7 @@ def test_sdxl_equals_stock_with_other_prompts_and_skips(backbones):
     stock = paint(pipeline, "a object object object object", **asked)
     escdiff.load_concept(pipeline, make_concept(backbones["sdxl"], spread=0.0))
     torch.testing.assert_close(paint(pipeline, "a <appearance> <shape>", **asked), stock, atol=1e-5, rtol=1e-5)
+    escdiff.unload_concept(pipeline)
 
 
 def test_several_concepts_in_one_prompt_and_their_names(backbones, tmp_path):
