@@ -38,9 +38,7 @@ def dreambench(
 
     Stop it and start it again as you like: painted pictures are kept.
     """
-    from escdiff.evaluation.protocols.subjects import read_dreambench
-
-    _run("dreambench", lambda: read_dreambench(data), **_without(locals(), "data"))
+    _run("dreambench", **locals())
 
 
 def p_plus(
@@ -51,9 +49,7 @@ def p_plus(
     batch_size: BatchSize = 4, device: Device = "auto",
 ) -> None:  # fmt: skip
     """The set-up of P+ (arXiv 2303.09522): concepts in changed scenes and styles, CLIP-T against DINO."""
-    from escdiff.evaluation.protocols.subjects import read_p_plus
-
-    _run("p_plus", lambda: read_p_plus(data), **_without(locals(), "data"))
+    _run("p_plus", **locals())
 
 
 def folder(
@@ -65,9 +61,7 @@ def folder(
     batch_size: BatchSize = 4, device: Device = "auto",
 ) -> None:  # fmt: skip
     """Any references with any prompts."""
-    from escdiff.evaluation.protocols.subjects import read_folder, read_prompts
-
-    _run("folder", lambda: read_folder(data, read_prompts(prompts)), **_without(locals(), "data", "prompts"))
+    _run("folder", **locals())
 
 
 def runs(
@@ -93,24 +87,22 @@ def make_folder(out: Path) -> None:
         raise UserError(f"{what}; give a folder of your own") from None
 
 
-def _without(values: dict, *names: str) -> dict:
-    """A command's options, without what only it has and what it imported."""
-    return {name: value for name, value in values.items() if name not in names and not name.startswith("read_")}
-
-
 def _run(
-    name: str, read, out: Path, backbone: str, encoder: Path | None, concepts: Path | None, metrics: str, masks: str,
-    images: int, steps: int, guidance: float | None, seed: int, reference: int, swap: bool, shard: str,
-    batch_size: int, device: str,
+    name: str, data: Path, out: Path, backbone: str, encoder: Path | None, concepts: Path | None, metrics: str,
+    masks: str, images: int, steps: int, guidance: float | None, seed: int, reference: int, swap: bool, shard: str,
+    batch_size: int, device: str, prompts: Path | None = None,
 ) -> None:  # fmt: skip
     from escdiff.backbone import pick_device
     from escdiff.evaluation.metrics.make import read_metrics
     from escdiff.evaluation.protocols.painter import Painter
     from escdiff.evaluation.protocols.run import Run, parse_shard
+    from escdiff.evaluation.protocols.subjects import read_dreambench, read_folder, read_p_plus, read_prompts
     from escdiff.quiet import quiet_libraries
 
     quiet_libraries()
-    device, part, lines, subjects = pick_device(device), parse_shard(shard), read_metrics(metrics), read()
+    device, part, lines = pick_device(device), parse_shard(shard), read_metrics(metrics)
+    read = {"dreambench": read_dreambench, "p_plus": read_p_plus}.get(name)
+    subjects = read(data) if read else read_folder(data, read_prompts(prompts))
     make_folder(out)
     painter = Painter.load(backbone, encoder, concepts, steps, guidance, batch_size, device)
     run = Run(name, subjects, painter, out, lines, masks, images, seed, reference, swap, part, device)

@@ -217,15 +217,14 @@ class EncoderModule(L.LightningModule):
     def configure_optimizers(self):
         named = {n: p for n, p in self.encoder.named_parameters() if p.requires_grad and "gate_logits" not in n}
         # Muon is for what lies between input and output (Jordan); a head's last matrix is the largest, too.
-        last = tuple(f"heads.{a}.base.2.weight" for a in ATTRIBUTES)
-        matrices = {n: p for n, p in named.items() if p.ndim == 2 and min(p.shape) > 8 and "positions" not in n}
-        matrices = {n: p for n, p in matrices.items() if n not in last}
+        apart = ("positions", "base.2.weight")
+        matrices = {n: p for n, p in named.items() if p.ndim == 2 and min(p.shape) > 8 and not n.endswith(apart)}
         others = [p for n, p in named.items() if n not in matrices]
         gates = [p for p in self.encoder.gate_logits.values() if p.requires_grad]
-        apart = {"weight_decay": 0.0, "orthogonal": False}
-        groups = [{"params": list(matrices.values())}, {"params": [*others, *self.branches], **apart}]
+        plain = {"weight_decay": 0.0, "orthogonal": False}
+        groups = [{"params": list(matrices.values())}, {"params": [*others, *self.branches], **plain}]
         if gates:  # logits move by whole units, weights by hundredths
-            groups.append({"params": gates, "lr": 10 * self.lr, **apart})
+            groups.append({"params": gates, "lr": 10 * self.lr, **plain})
         optimizer = Muon(groups, self.lr, self.weight_decay)
         return mini.with_schedule(optimizer, self.warmup, self.max_steps)
 

@@ -4,6 +4,7 @@ import json
 import os
 import signal
 import time
+from functools import partial
 
 import lightning as L
 import pytest
@@ -26,6 +27,15 @@ class Keep(L.Callback):
         torch.save((module.seen, module.net.state_dict()), self.path)
 
 
+def keep(folder, rank):
+    return [Keep(folder, rank)]
+
+
+def keep_broken(folder, rank):
+    toy_training.Toy.breaks = lambda self: self.global_rank == 1 and self.global_step in (2, 3)
+    return keep(folder, rank)
+
+
 def test_one_process_goes_on_as_two_with_workers(config, tmp_path):
     """At the same global batch the order of all samples is that of one process in one go."""
     config.data.batch_size = 4
@@ -34,16 +44,15 @@ def test_one_process_goes_on_as_two_with_workers(config, tmp_path):
     config.run_dir = str(tmp_path / "parts")
     run.train(config, [StopAt(3)])
     config.data.batch_size, config.data.num_workers = 2, 2
-    codes = ranks.wait(ranks.start(config, 2, tmp_path, lambda rank: [Keep(tmp_path, rank)]), 240)
+    codes = ranks.wait(ranks.start(config, 2, tmp_path, partial(keep, tmp_path)), 240)
     assert codes == [0, 0], (tmp_path / "rank0.txt").read_text()
     seen = [torch.load(tmp_path / f"seen{rank}.pt")[0] for rank in range(2)]
     again = [torch.cat(parts) for parts in zip(*seen, strict=True)]
     assert torch.equal(torch.stack(whole[3:]), torch.stack(again))
 
 
-def test_a_broken_loss_on_one_rank_is_skipped_on_all(config, tmp_path, monkeypatch):
-    monkeypatch.setattr(toy_training.Toy, "breaks", lambda self: self.global_rank == 1 and self.global_step in (2, 3))
-    codes = ranks.wait(ranks.start(config, 2, tmp_path, lambda rank: [Keep(tmp_path, rank)]), 240)
+def test_a_broken_loss_on_one_rank_is_skipped_on_all(config, tmp_path):
+    codes = ranks.wait(ranks.start(config, 2, tmp_path, partial(keep_broken, tmp_path)), 240)
     assert codes == [0, 0], (tmp_path / "rank0.txt").read_text()
     (_, first), (_, second) = (torch.load(tmp_path / f"seen{rank}.pt") for rank in range(2))
     for name, value in first.items():
@@ -68,6 +77,11 @@ class Trouble(L.Callback):
             os.kill(os.getpid(), {"killed": signal.SIGKILL, "stopped": signal.SIGSTOP}[self.kind])
 
 
+def troubled(kind, rank, own):
+    watch.BEAT, watch.SILENCE = 0.5, 8.0
+    return [Trouble(kind)] if own == rank else []
+
+
 @pytest.mark.parametrize(
     ("kind", "rank", "words"),
     [
@@ -78,21 +92,14 @@ class Trouble(L.Callback):
         ("raises", 1, "failed: ValueError: out of cheese"),
     ],
 )
-def test_one_rank_ends_the_others_naming_it(config, tmp_path, monkeypatch, kind, rank, words):
-    monkeypatch.setattr(watch, "BEAT", 0.5)
-    monkeypatch.setattr(watch, "SILENCE", 8.0)
+def test_one_rank_ends_the_others_naming_it(config, tmp_path, kind, rank, words):
     config.trainer.max_steps, config.trainer.stall_seconds = 50, 15
-    children = ranks.start(config, 2, tmp_path, lambda own: [Trouble(kind)] if own == rank else [])
+    processes = ranks.start(config, 2, tmp_path, partial(troubled, kind, rank))
     other = 1 - rank
     try:
-        code = ranks.wait([children[other]], 120)[0]
+        code = ranks.wait([processes[other]], 120)[0]
     finally:
-        for child in children:
-            try:
-                os.kill(child, signal.SIGKILL)
-                os.waitpid(child, 0)
-            except (ProcessLookupError, ChildProcessError):
-                pass
+        ranks.kill(processes)
     assert code == 1
     assert words in (tmp_path / f"rank{other}.txt").read_text()
     assert not any(map(checkpoint_io.damage, checkpoint_io.saved(tmp_path / "run" / "checkpoints")))
