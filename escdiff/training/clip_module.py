@@ -18,6 +18,7 @@ from transformers import CLIPModel
 
 from escdiff.data.arrays import StillLifeArrays
 from escdiff.errors import UserError
+from escdiff.still_life.captions import caption, rivals
 from escdiff.still_life.world import BACKGROUNDS
 from escdiff.training import mini
 from escdiff.training.muon import Muon
@@ -36,17 +37,27 @@ def normalise(pixels: Tensor) -> Tensor:
 
 
 class CaptionedPictures(Dataset):
-    """Batches of (pixels (B, 3, H, W) in [-1, 1], token ids (B, T)); a fresh caption at each visit."""
+    """Batches of (pixels (B, 3, H, W) in [-1, 1], token ids (B + B * R, T)); a fresh caption at each visit.
 
-    def __init__(self, arrays: StillLifeArrays, seed: int) -> None:
-        self.arrays, self.seed, self.tokenizer = arrays, seed, mini.make_tokenizer()
+    Behind the captions stand the R = `num_rivals` rivals of each: the caption with one word that is wrong.
+    """
+
+    def __init__(self, arrays: StillLifeArrays, seed: int, num_rivals: int = 0) -> None:
+        self.arrays, self.seed, self.num_rivals = arrays, seed, num_rivals
+        self.tokenizer = mini.make_tokenizer()
 
     def __len__(self) -> int:
         return len(self.arrays)
 
+    def texts(self, epoch: int, row: int) -> list[str]:
+        """The caption of a visit and its rivals, in the same wording."""
+        seed, factors = (self.seed, epoch, row), self.arrays.factors[row]
+        others = rivals(factors, np.random.default_rng((*seed, 1)), self.num_rivals)
+        return [caption(one, np.random.default_rng(seed)) for one in (factors, *others)]
+
     def __getitems__(self, visits: list[tuple[int, int]]) -> tuple[Tensor, Tensor]:
-        rows = [row for _, row in visits]
-        texts = [self.arrays.caption(row, np.random.default_rng((self.seed, epoch, row))) for epoch, row in visits]
+        rows, found = [row for _, row in visits], [self.texts(*visit) for visit in visits]
+        texts = [first for first, *_ in found] + [other for _, *others in found for other in others]
         # Causal attention: what stands behind the end of a text changes nothing, so the batch is cut there.
         ids = self.tokenizer(texts, padding="longest", truncation=True, return_tensors="pt").input_ids
         return self.arrays.pixels(rows), ids
@@ -75,10 +86,17 @@ class AlikeBatches(EpochSampler):
             yield batch
 
 
+def top1(logits: Tensor, target: Tensor) -> Tensor:
+    """The share of rows of `logits` (B, N) that are largest at `target` (B,)."""
+    return (logits.argmax(-1) == target).float().mean()
+
+
 class ClipModule(L.LightningModule):
     """Both towers, or with `lock_text` the vision tower alone (Zhai et al. 2022, LiT).
 
     A locked text tower stays bit for bit what U-Nets were trained on; the two projections still learn.
+    Where captions come with rivals, each picture must also tell its own from them (after the hard negatives
+    of Yuksekgonul et al. 2023, arXiv 2210.01936).
     """
 
     progress = ("top1",)
@@ -94,10 +112,19 @@ class ClipModule(L.LightningModule):
 
     def training_step(self, batch: tuple[Tensor, Tensor], _: int) -> dict[str, Any]:
         pixels, ids = batch
-        out = self.clip(input_ids=ids, pixel_values=normalise(pixels))
-        loss = self.loss(out.image_embeds, out.text_embeds, self.clip.logit_scale.exp())
-        right = (out.logits_per_image.argmax(-1) == torch.arange(len(ids), device=ids.device)).float().mean()
-        return {"loss": loss, "logs": {"top1": right}}
+        out, count = self.clip(input_ids=ids, pixel_values=normalise(pixels)), len(pixels)
+        scale, diagonal = self.clip.logit_scale.exp(), torch.arange(count, device=ids.device)
+        contrast = self.loss(out.image_embeds, out.text_embeds[:count], scale)
+        logits = out.logits_per_image[:, :count]
+        logs = {"contrast": contrast.detach(), "top1": top1(logits, diagonal)}
+        if len(ids) == count:
+            return {"loss": contrast, "logs": logs}
+        own = out.logits_per_image[:, count:].unflatten(1, (count, -1))[diagonal, diagonal]
+        logits = torch.cat([logits.diagonal().unsqueeze(1), own], 1)
+        first = torch.zeros_like(diagonal)
+        words = torch.nn.functional.cross_entropy(logits, first)
+        logs |= {"words": words.detach(), "words_top1": top1(logits, first)}
+        return {"loss": contrast + words, "logs": logs}
 
     def on_train_batch_end(self, *_) -> None:
         with torch.no_grad():
@@ -135,7 +162,7 @@ def build(config):
         module.clip.load_state_dict(CLIPModel.from_pretrained(Path(config.init) / "clip").float().state_dict())
     arrays = StillLifeArrays(config.data.root)
     random_first = 0 if config.init else RANDOM_FIRST
-    pictures = CaptionedPictures(arrays, config.seed)
+    pictures = CaptionedPictures(arrays, config.seed, option(config, "data.rivals", 0))
     sampler = AlikeBatches(arrays, config.data.batch_size, config.seed, random_first)
     loader = DataLoader(pictures, batch_sampler=sampler, collate_fn=lambda batch: batch)
     return module, loader, lambda trained: export(trained, Path(config.export))

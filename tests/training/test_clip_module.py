@@ -3,8 +3,10 @@
 import pytest
 import torch
 
+from data_prep.still_life import StillLifeOptions, make_still_life
+from escdiff.data.arrays import StillLifeArrays
 from escdiff.errors import UserError
-from escdiff.training.clip_module import ClipModule, build
+from escdiff.training.clip_module import CaptionedPictures, ClipModule, build
 
 
 def test_a_locked_text_tower_stays_as_it_is():
@@ -30,3 +32,20 @@ def test_a_locked_tower_must_be_a_trained_one(tmp_path):
     config = OmegaConf.create({"optim": optim, "trainer": {"max_steps": 1}, "init": None, "seed": 0})
     with pytest.raises(UserError, match="init=FOLDER"):
         build(config)
+
+
+def test_rivals_add_what_the_batch_leaves_open(tmp_path):
+    """Two pictures' captions are told apart by colours alone; their rivals ask for family and pattern."""
+    make_still_life(tmp_path, 6, StillLifeOptions(seed=1))
+    torch.manual_seed(0)
+    arrays, module = StillLifeArrays(tmp_path), ClipModule(lr=1e-3, max_steps=4)
+    visits = [(0, 2), (1, 5)]
+    pixels, captions = CaptionedPictures(arrays, seed=3).__getitems__(visits)
+    again, texts = CaptionedPictures(arrays, seed=3, num_rivals=4).__getitems__(visits)
+    assert torch.equal(pixels, again) and texts.shape[0] == 2 + 2 * 4
+    own = texts[2:].unflatten(0, (2, 4))[:, :, : captions.shape[1]]
+    assert (own != captions[:, None]).any(-1).all()
+    with torch.no_grad():
+        alone, both = module.training_step((pixels, captions), 0), module.training_step((pixels, texts), 0)
+    assert torch.allclose(alone["loss"], both["logs"]["contrast"], atol=1e-5)
+    assert torch.allclose(both["loss"], both["logs"]["contrast"] + both["logs"]["words"])
