@@ -10,6 +10,7 @@ from contextlib import ExitStack
 from functools import cached_property, partial
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -81,6 +82,13 @@ class PromptEncoder:
             parts.append(tower.embedding_weight.detach()[ids])
         rows = torch.cat(parts, dim=1) if len(parts) > 1 else parts[0].clone()
         return rows if num_vectors is None else rows.mean(0, keepdim=True).repeat(num_vectors, 1)
+
+    def spread(self, phrase: str, count: int) -> Tensor:
+        """A phrase's embeddings laid out over `count` vectors (K, D), in order: repeated or averaged."""
+        words_ND = self.word_embedding(phrase).float()
+        if len(words_ND) <= count:
+            return words_ND[torch.arange(count) * len(words_ND) // count]
+        return F.adaptive_avg_pool1d(words_ND.T, count).T
 
     def states_of(self, text: str) -> Tensor:
         """(K, D) hidden states of a word or phrase on its own, one per token."""

@@ -14,6 +14,7 @@ from escdiff.conditioning.placement import PLACEMENTS, place
 from escdiff.data.images import to_pixels
 from escdiff.encoder.filters import AppearanceFilter, ShapeFilter
 from escdiff.encoder.vision import VisionBackbone
+from escdiff.encoder.vocabulary import Vocabulary
 from escdiff.errors import UserError
 from escdiff.mixing import SHAPE_LAYERS
 
@@ -30,6 +31,8 @@ class EncoderConfig:
     appearance_depths: tuple[int, ...] = (0, 1, 3)
     tokens: dict[str, int] = field(default_factory=lambda: {"shape": 2, "appearance": 6})  # K per attribute
     anchors: dict[str, str] = field(default_factory=lambda: {"shape": "object", "appearance": "colored"})
+    vocabulary: dict[str, tuple[str, ...]] = field(default_factory=dict)  # words that the tower's CLIP may read
+    templates: tuple[str, ...] = ("a photo of a {}",)  # that it reads them in
     features: int = 256  # F of each filter
     rank: int = 8  # of what a layer adds to the base
     residual_anchor: bool = True  # vectors depart from the anchor words, not from zero
@@ -42,13 +45,23 @@ class EncoderConfig:
     branch_rank: int = 0  # of the U-Net branches; 0 for none
     branches: str = "lora"  # act on every token; or "routed": each on the tokens of its own placeholder
 
+    def __post_init__(self) -> None:
+        vocabulary = {attribute: tuple(words) for attribute, words in self.vocabulary.items() if words}
+        object.__setattr__(self, "vocabulary", vocabulary)
+
 
 class Head(nn.Module):
-    """Features to residual word embeddings: `base + layer[l] + stage[s]`, the latter two of low rank."""
+    """Features to residual word embeddings: `base + layer[l] + stage[s]`, the latter two of low rank.
 
-    def __init__(self, features: int, layers: int, stages: int, tokens: int, width: int, rank: int) -> None:
+    With a vocabulary the last of the features are the shares of its words, whose mixture is added.
+    """
+
+    def __init__(
+        self, features: int, layers: int, stages: int, tokens: int, width: int, rank: int,
+        vocabulary: Vocabulary | None = None,
+    ) -> None:  # fmt: skip
         super().__init__()
-        self.shape = (tokens, width)
+        self.shape, self.features, self.vocabulary = (tokens, width), features, vocabulary
         self.base = nn.Sequential(nn.Linear(features, 2 * features), nn.GELU(), nn.Linear(2 * features, tokens * width))
         self.codes = nn.Linear(features, rank)
         self.layer = nn.Parameter(torch.randn(layers, rank, tokens * width) * 0.1 * (rank * width) ** -0.5)
@@ -56,12 +69,14 @@ class Head(nn.Module):
         nn.init.normal_(self.base[-1].weight, std=0.5 * (2 * features * width) ** -0.5)
 
     def forward(self, features: Tensor) -> Tensor:
-        """(B, F) -> (B, L, S, K, D), in units of the encoder's `embedding_scale`."""
+        """(B, F) or (B, F + V) -> (B, L, S, K, D), in units of the encoder's `embedding_scale`."""
+        features, shares = features[:, : self.features], features[:, self.features :]
         codes = self.codes(features)
         out = self.base(features)[:, None, None] + torch.einsum("br,lrk->blk", codes, self.layer)[:, :, None]
         if self.stage is not None:
             out = out + torch.einsum("br,srk->bsk", codes, self.stage)[:, None]
-        return out.unflatten(-1, self.shape)
+        out = out.unflatten(-1, self.shape)
+        return out if self.vocabulary is None else out + self.vocabulary(shares)[:, None, None]
 
 
 class ConceptEncoder(nn.Module):
@@ -95,6 +110,11 @@ class ConceptEncoder(nn.Module):
             if (given := getattr(config, name)) not in choices:
                 raise UserError(f"encoder.{name}={given!r} given; expected one of {', '.join(choices)}")
         deepest = max(*config.shape_depths, *config.appearance_depths)
+        if unknown := set(config.vocabulary) - set(ATTRIBUTES):
+            raise UserError(f"encoder.vocabulary.{min(unknown)} given; expected words for {' or '.join(ATTRIBUTES)}")
+        if config.vocabulary and (config.placement != "words" or not vision.embedding_width):
+            what = f"encoder.vocabulary given with placement {config.placement!r} and the tower {vision.spec}"
+            raise UserError(f"{what}; it needs encoder.placement=words and a whole CLIP model")
         if deepest >= vision.num_depths:
             what = f"depth {deepest} of the vision tower {vision.spec} asked for, it has 0..{vision.num_depths - 1}"
             raise UserError(f"{what}; change encoder.shape_depths and encoder.appearance_depths")
@@ -111,9 +131,14 @@ class ConceptEncoder(nn.Module):
             ),
         })  # fmt: skip
         layers, stages, width = space.num_layers, space.num_stages, next(iter(anchors.values())).shape[-1]
-        self.heads = nn.ModuleDict(
-            {a: Head(config.features, layers, stages, config.tokens[a], width, config.rank) for a in ATTRIBUTES}
-        )
+        read = {
+            a: Vocabulary(len(words), vision.embedding_width, config.tokens[a], width)
+            for a, words in config.vocabulary.items()
+        }
+        self.heads = nn.ModuleDict({
+            a: Head(config.features, layers, stages, config.tokens[a], width, config.rank, read.get(a))
+            for a in ATTRIBUTES
+        })  # fmt: skip
         # What an attribute says when it is dropped in training: learned, not a picture of zeros.
         self.nulls = nn.ParameterDict({a: nn.Parameter(torch.zeros(config.tokens[a], width)) for a in ATTRIBUTES})
         self.gate_logits = nn.ParameterDict(
@@ -132,7 +157,13 @@ class ConceptEncoder(nn.Module):
         scale = None
         if config.placement == "states":
             scale = _mean_norm(backbone.prompts.states_of(word) for word in config.anchors.values())
-        return cls(config, vision, space, anchors, backbone.name, backbone.text_hash, scale)
+        encoder = cls(config, vision, space, anchors, backbone.name, backbone.text_hash, scale)
+        for attribute, words in config.vocabulary.items():
+            anchor = encoder.anchor(attribute)
+            vectors = torch.stack([backbone.prompts.spread(word, len(anchor)) for word in words]).detach().to(anchor)
+            vectors = (vectors - anchor) / encoder.embedding_scale
+            encoder.heads[attribute].vocabulary.set(vision.spec, words, config.templates, vectors)
+        return encoder
 
     @property
     def word_scale(self) -> Tensor:
@@ -156,14 +187,15 @@ class ConceptEncoder(nn.Module):
         return {a: torch.sigmoid(logits) for a, logits in self.gate_logits.items()}
 
     def tokens(self, pixels: Tensor) -> list[Tensor]:
-        """The frozen tower's patch tokens by depth, no gradients."""
+        """The frozen tower's patch tokens by depth, then its embedding if words are read off it; no gradients."""
         with torch.no_grad():
-            return self.vision(pixels)
+            return self.vision(pixels, embed=bool(self.config.vocabulary))
 
     def features(self, attribute: str, tokens_BNW: list[Tensor], mask: Tensor | None = None) -> Tensor:
-        """What an attribute's filter lets through: (B, F)."""
-        depths = getattr(self.config, f"{attribute}_depths")
-        return self.filters[attribute]([tokens_BNW[d] for d in depths], mask)
+        """What an attribute's filter lets through, (B, F), then the shares of the words that CLIP reads, (B, V)."""
+        depths, vocabulary = getattr(self.config, f"{attribute}_depths"), self.heads[attribute].vocabulary
+        features = self.filters[attribute]([tokens_BNW[d] for d in depths], mask)
+        return features if vocabulary is None else torch.cat([features, vocabulary.read(tokens_BNW[-1][:, 0])], 1)
 
     def residuals(self, attribute: str, features: Tensor, dropped: Tensor | None = None) -> Tensor:
         """(B, F) -> what is added to the anchor before the gate, (B, L, S, K, D); dropped (B,) bool gives the null."""

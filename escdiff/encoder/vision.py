@@ -1,12 +1,13 @@
 """Frozen CLIP vision towers behind one interface: pixels in, patch tokens by depth out."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import open_clip
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import AutoConfig, CLIPModel, CLIPVisionModel
+from transformers import AutoConfig, AutoTokenizer, CLIPModel, CLIPVisionModel
 
 from escdiff.backbone import mini_folder
 from escdiff.errors import UserError
@@ -23,6 +24,7 @@ class VisionBackbone(nn.Module):
         spec: the string it was loaded by.
         width: W of its tokens. num_depths: how many depths `forward` returns.
         image_size: pixels per side; num_patches: N, a square number.
+        embedding_width: P of what the tower's CLIP compares with texts; 0 for a tower without its text half.
     """
 
     spec: str
@@ -30,6 +32,7 @@ class VisionBackbone(nn.Module):
     num_depths: int
     image_size: int
     num_patches: int
+    embedding_width: int = 0
 
     def __init__(self, mean: tuple[float, ...] = CLIP_MEAN, std: tuple[float, ...] = CLIP_STD) -> None:
         super().__init__()
@@ -43,8 +46,11 @@ class VisionBackbone(nn.Module):
             pixels = F.interpolate(pixels, size, mode="bicubic", antialias=True, align_corners=False).clamp(-1, 1)
         return (pixels * 0.5 + 0.5 - self.mean) / self.std
 
-    def forward(self, pixels: Tensor) -> list[Tensor]:
-        """Pixels (B, 3, H, W) in [-1, 1] -> patch tokens (B, N, W) without the class token, one per depth."""
+    def forward(self, pixels: Tensor, embed: bool = False) -> list[Tensor]:
+        """Pixels (B, 3, H, W) in [-1, 1] -> patch tokens (B, N, W) without the class token, one per depth.
+
+        With `embed`, one more: the picture's embedding (B, 1, P) of norm 1.
+        """
         raise NotImplementedError
 
     def freeze(self) -> "VisionBackbone":
@@ -54,15 +60,17 @@ class VisionBackbone(nn.Module):
 class TransformersVision(VisionBackbone):
     """CLIPVisionModel, or the vision half of a CLIPModel, from a folder or hub id."""
 
-    def __init__(self, model: nn.Module, spec: str) -> None:
+    def __init__(self, model: nn.Module, spec: str, projection: nn.Linear | None = None) -> None:
         super().__init__()
         config = model.config
         self.model, self.spec, self.width, self.image_size = model, spec, config.hidden_size, config.image_size
         self.num_depths, self.num_patches = config.num_hidden_layers, (config.image_size // config.patch_size) ** 2
+        self.projection, self.embedding_width = projection, 0 if projection is None else projection.out_features
 
-    def forward(self, pixels: Tensor) -> list[Tensor]:
-        states = self.model(pixel_values=self.prepare(pixels), output_hidden_states=True).hidden_states
-        return [state[:, 1:] for state in states[1:]]
+    def forward(self, pixels: Tensor, embed: bool = False) -> list[Tensor]:
+        out = self.model(pixel_values=self.prepare(pixels), output_hidden_states=True)
+        tokens = [state[:, 1:] for state in out.hidden_states[1:]]
+        return [*tokens, F.normalize(self.projection(out.pooler_output), dim=-1)[:, None]] if embed else tokens
 
 
 class OpenClipVision(VisionBackbone):
@@ -79,14 +87,16 @@ class OpenClipVision(VisionBackbone):
         size = visual.image_size
         self.image_size = int(size[0] if isinstance(size, tuple | list) else size)
         with torch.no_grad():
-            tokens = self.forward(torch.zeros(1, 3, self.image_size, self.image_size))
+            *tokens, embedding = self.forward(torch.zeros(1, 3, self.image_size, self.image_size), embed=True)
         self.num_depths, (_, self.num_patches, self.width) = len(tokens), tokens[0].shape
+        self.embedding_width = embedding.shape[-1]
 
-    def forward(self, pixels: Tensor) -> list[Tensor]:
+    def forward(self, pixels: Tensor, embed: bool = False) -> list[Tensor]:
         out = self.visual.forward_intermediates(
-            self.prepare(pixels), intermediates_only=True, normalize_intermediates=False, output_fmt="NLC"
+            self.prepare(pixels), intermediates_only=not embed, normalize_intermediates=False, output_fmt="NLC"
         )
-        return list(out["image_intermediates"])
+        tokens = list(out["image_intermediates"])
+        return [*tokens, F.normalize(out["image_features"], dim=-1)[:, None]] if embed else tokens
 
 
 def load_vision(spec: str = BUNDLED) -> VisionBackbone:
@@ -99,21 +109,50 @@ def load_vision(spec: str = BUNDLED) -> VisionBackbone:
         UserError: nothing loadable under that name.
     """
     if spec.startswith(OPEN_CLIP):
-        architecture, _, weights = spec.removeprefix(OPEN_CLIP).partition("/")
-        try:
-            model = open_clip.create_model(architecture, pretrained=weights or None)
-        except (RuntimeError, OSError, ValueError) as error:
-            reason = str(error).splitlines()[0]
-            raise UserError(f"no open_clip model from {spec!r} ({reason}); see open_clip.list_pretrained()") from error
-        return OpenClipVision(model.visual, spec).freeze()
+        return OpenClipVision(_open_clip_model(spec)[0].visual, spec).freeze()
+    model = _transformers_model(spec)
+    if isinstance(model, CLIPModel):
+        return TransformersVision(model.vision_model, spec, model.visual_projection).freeze()
+    return TransformersVision(model, spec).freeze()
+
+
+@torch.no_grad()
+def embed_texts(spec: str, texts: Sequence[str]) -> tuple[Tensor, float]:
+    """What a tower's CLIP compares its embeddings with: (texts, P) of norm 1, and its logit scale.
+
+    Raises:
+        UserError: see `load_vision`; or a tower without its text half.
+    """
+    if spec.startswith(OPEN_CLIP):
+        model, architecture = _open_clip_model(spec)
+        tokens = open_clip.get_tokenizer(architecture)(list(texts))
+        return model.encode_text(tokens, normalize=True), float(model.logit_scale.exp())
+    model = _transformers_model(spec)
+    if not isinstance(model, CLIPModel):
+        raise UserError(f"{spec!r} is a vision tower without its text half, which reads words; name a whole CLIP model")
+    tokenizer = AutoTokenizer.from_pretrained(mini_folder() / "tokenizer" if spec == BUNDLED else spec)
+    found = model.get_text_features(**tokenizer(list(texts), padding=True, truncation=True, return_tensors="pt"))
+    return F.normalize(found.pooler_output, dim=-1), float(model.logit_scale.exp())
+
+
+def _open_clip_model(spec: str) -> tuple[nn.Module, str]:
+    """The model and the name of its architecture."""
+    architecture, _, weights = spec.removeprefix(OPEN_CLIP).partition("/")
+    try:
+        return open_clip.create_model(architecture, pretrained=weights or None).eval(), architecture
+    except (RuntimeError, OSError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"no open_clip model from {spec!r} ({reason}); see open_clip.list_pretrained()") from error
+
+
+def _transformers_model(spec: str) -> CLIPModel | CLIPVisionModel:
     source = mini_folder() / "clip" if spec == BUNDLED else Path(spec).expanduser()
     source = str(source) if spec == BUNDLED or source.exists() else spec
     try:
         whole = AutoConfig.from_pretrained(source).model_type == "clip"
         cls = CLIPModel if whole else CLIPVisionModel
-        model = cls.from_pretrained(source, dtype=torch.float32, use_safetensors=True)
+        return cls.from_pretrained(source, dtype=torch.float32, use_safetensors=True).eval()
     except (OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
         what = f"no CLIP vision tower from {spec!r} ({reason})"
         raise UserError(f"{what}; give mini, open_clip:NAME/WEIGHTS, or a transformers folder or hub id") from error
-    return TransformersVision(model.vision_model if whole else model, spec).freeze()

@@ -7,18 +7,10 @@ without it at a fraction of the cost; the denoising loss then moves the vectors 
 from collections.abc import Mapping, Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from escdiff.concept import placeholder, token_masks
 from escdiff.conditioning import PromptEncoder
-
-
-def spread(words_ND: Tensor, count: int) -> Tensor:
-    """Lay word embeddings (N, D) out over `count` vectors (K, D), in order: repeated or averaged."""
-    if len(words_ND) <= count:
-        return words_ND[torch.arange(count) * len(words_ND) // count]
-    return F.adaptive_avg_pool1d(words_ND.T, count).T
 
 
 class WordTargets:
@@ -36,7 +28,7 @@ class WordTargets:
 
     def _look_up(self, phrase: str, count: int) -> Tensor:
         if (phrase, count) not in self._known:
-            self._known[phrase, count] = spread(self.prompts.word_embedding(phrase).float(), count)
+            self._known[phrase, count] = self.prompts.spread(phrase, count)
         return self._known[phrase, count]
 
 

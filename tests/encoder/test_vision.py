@@ -23,14 +23,18 @@ def test_a_transformers_tower_gives_patch_tokens_of_every_depth(tmp_path):
 
 def test_the_vision_half_of_a_whole_clip_is_the_same_tower(tmp_path):
     text = CLIPTextConfig(hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2)
-    config = CLIPConfig(text_config=text.to_dict(), vision_config=CLIPVisionConfig(**VISION).to_dict())
+    vision = CLIPVisionConfig(**VISION)
+    config = CLIPConfig(text_config=text.to_dict(), vision_config=vision.to_dict(), projection_dim=24)
     model = CLIPModel(config).eval()
     model.save_pretrained(tmp_path)
     pixels = torch.rand(1, 3, 64, 64) * 2 - 1
     ours = load_vision(str(tmp_path))
     own = model.vision_model(pixel_values=ours.prepare(pixels), output_hidden_states=True).hidden_states
-    for a, b in zip(ours(pixels), own[1:], strict=True):
+    *tokens, embedding = ours(pixels, embed=True)
+    for a, b in zip(tokens, own[1:], strict=True):
         assert torch.equal(a, b[:, 1:])
+    both = model(input_ids=torch.tensor([[49406, 539, 49407]]), pixel_values=ours.prepare(pixels))
+    assert torch.allclose(embedding[:, 0], both.image_embeds) and ours.embedding_width == 24
 
 
 def test_an_open_clip_tower_gives_patch_tokens_of_every_depth():
@@ -41,6 +45,10 @@ def test_an_open_clip_tower_gives_patch_tokens_of_every_depth():
     vision = OpenClipVision(model.visual, "open_clip:tiny").freeze()
     assert (vision.width, vision.num_depths, vision.num_patches, vision.image_size) == (64, 3, 16, 64)
     assert vision(torch.zeros(2, 3, 64, 64))[0].shape == (2, 16, 64)
+    pixels = torch.rand(2, 3, 64, 64)
+    embedding = vision(pixels, embed=True)[-1]
+    assert torch.allclose(embedding[:, 0], model.encode_image(vision.prepare(pixels), normalize=True), atol=1e-6)
+    assert vision.embedding_width == 32
 
 
 def test_pixels_get_the_towers_own_statistics(tmp_path):
