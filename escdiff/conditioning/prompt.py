@@ -6,7 +6,6 @@ P width of the pooled states.
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
 from functools import cached_property, partial
 
 import torch
@@ -201,10 +200,11 @@ class PromptEncoder:
             first += tower.width
             spliced, where = _splices([(tokens[i], cell) for tokens, *cell in rows], own)
             ids_RT = torch.tensor([tokens[i].ids for tokens, *_ in rows], device=tower.device)
-            with ExitStack() as stack:
-                if spliced:
-                    stack.enter_context(tower.embedding(partial(_put, spliced=torch.cat(spliced), where=where)))
-                states, projected = tower.run(ids_RT, skip)
+            change, first_slot = None, 0
+            if spliced:
+                change = partial(_put, spliced=torch.cat(spliced), where=where, length=ids_RT.shape[1])
+                first_slot = min(position for _, position in where)
+            states, projected = tower.run(ids_RT, change, first_slot, skip)
             hidden.append(states)
             pooled = projected if pooled is None else pooled
         return hidden[0] if len(hidden) == 1 else torch.cat(hidden, dim=-1), pooled if len(hidden) > 1 else None
@@ -222,9 +222,12 @@ def _splices(rows: Sequence[tuple], vectors: Mapping[str, Tensor]) -> tuple[list
     return spliced, where
 
 
-def _put(ids_RT: Tensor, embedded_RTD: Tensor, spliced: Tensor, where: list[tuple[int, int]]) -> Tensor:
-    row_N, position_N = torch.tensor(where, device=embedded_RTD.device).unbind(1)
-    return embedded_RTD.index_put((row_N, position_N), spliced.to(embedded_RTD))
+def _put(
+    ids: Tensor, embedded: Tensor, spliced: Tensor, where: list[tuple[int, int]], length: int
+) -> Tensor:  # fmt: skip
+    """Word embeddings (R, T, D), or of their `length` positions the last ones, with (N, D) at (row, position) pairs."""
+    row_N, position_N = torch.tensor(where, device=embedded.device).unbind(1)
+    return embedded.index_put((row_N, position_N - length + embedded.shape[1]), spliced.to(embedded))
 
 
 def _collapse(vectors_BLSKD: Tensor) -> Tensor:

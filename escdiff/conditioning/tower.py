@@ -5,13 +5,14 @@ Legend: R rows encoded, T token position, K vectors per placeholder, D width of 
 
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from escdiff.conditioning.prefix import run_shared, worth_sharing
 from escdiff.errors import UserError
 
 PLACEHOLDER = re.compile(r"<[A-Za-z][\w-]*>")
@@ -109,21 +110,35 @@ class TextTower:
         finally:
             hook.remove()
 
-    def run(self, ids_RT: Tensor, skip: int | None = None) -> tuple[Tensor, Tensor | None]:
+    def run(
+        self, ids_RT: Tensor, change: Callable[[Tensor, Tensor], Tensor] | None = None, first: int = 0,
+        skip: int | None = None,
+    ) -> tuple[Tensor, Tensor | None]:  # fmt: skip
         """Hidden states (R, T, D) and, of an encoder with a projection, the pooled ones (R, P).
 
         Args:
+            change: of the word embeddings, see `embedding`. It may be shown the last positions only.
+            first: what stands before this position is not changed, so rows that begin alike share it.
             skip: layers left out at the end, the `clip_skip` of diffusers' pipelines.
         """
-        states = self.text_encoder(ids_RT, output_hidden_states=self.penultimate or skip is not None)
-        if self.penultimate:
-            hidden = states.hidden_states[-2 - (skip or 0)]
-        elif skip is not None:
-            inner = getattr(self.text_encoder, "text_model", self.text_encoder)
-            hidden = inner.final_layer_norm(states.hidden_states[-1 - skip])
+        splicing = self.embedding(change) if change else nullcontext()
+        options = {"output_hidden_states": self.penultimate or skip is not None}
+        if worth_sharing(self.text_encoder, ids_RT, first):
+            beginnings, states, row = run_shared(self.text_encoder, ids_RT, first, splicing, **options)
+            hidden = torch.cat([self._hidden(beginnings, skip)[row], self._hidden(states, skip)], 1)
         else:
-            hidden = states.last_hidden_state
+            with splicing:
+                states = self.text_encoder(ids_RT, **options)
+            hidden = self._hidden(states, skip)
         return hidden, getattr(states, "text_embeds", None)
+
+    def _hidden(self, states, skip: int | None) -> Tensor:
+        if self.penultimate:
+            return states.hidden_states[-2 - (skip or 0)]
+        if skip is not None:
+            inner = getattr(self.text_encoder, "text_model", self.text_encoder)
+            return inner.final_layer_norm(states.hidden_states[-1 - skip])
+        return states.last_hidden_state
 
 
 def _check_placeholders(prompt: str, found: Sequence[str], known: Mapping[str, int], required: Sequence[str]) -> None:

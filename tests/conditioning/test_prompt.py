@@ -204,3 +204,42 @@ def test_a_word_added_to_the_tokenizer_is_no_placeholder(tiny_text):
     tokenizer.add_tokens("<cat-toy>")
     tokens = PromptEncoder(tokenizer, tiny_text[1]).tokenize("a <cat-toy> like <shape>", {"<shape>": 1})
     assert tokens.ids[2] == tokenizer.convert_tokens_to_ids("<cat-toy>") and len(tokens.slots) == 1
+
+
+LATE = "a photo of " + "a very " * 12 + "old <shape> on a table"
+
+
+@pytest.fixture
+def seen(tiny_text):
+    """(rows, positions) of every call that the text model really gets."""
+    seen = []
+    handle = tiny_text[1].register_forward_pre_hook(lambda _, args: seen.append(tuple(args[0].shape)))
+    yield seen
+    handle.remove()
+
+
+def test_equal_beginnings_are_encoded_once(encoder, tiny_text, shape, seen):
+    """What the cells of a prompt share costs one row; states and gradients are those of encoding every cell."""
+    prompts = [LATE, LATE.replace("table", "chair"), LATE.replace("photo", "picture")]
+    shape = shape.expand(3, -1, -1, -1, -1).clone().requires_grad_()
+    grid = encoder.encode(prompts, {"<shape>": shape})
+    start = encoder.tokenize(LATE, {"<shape>": 2}).slots[0][1]
+    assert seen == [(2, start), (3 * L, 77 - start)]
+    grad = torch.autograd.grad(grid.square().sum(), shape)[0]
+    cells = [(b, layer) for b in range(3) for layer in range(L)]
+    alone = [encoder.encode([prompts[b]], {"<shape>": shape[b : b + 1, i : i + 1]})[0, 0] for b, i in cells]
+    assert seen[2:] == [(1, 77)] * 3 * L  # and the text encoder is as it was
+    alone = torch.stack(alone).unflatten(0, (3, L))
+    assert torch.allclose(grid, alone, atol=1e-6)
+    assert torch.allclose(grad, torch.autograd.grad(alone.square().sum(), shape)[0], atol=1e-5)
+
+
+def test_layers_left_out_at_the_end_share_beginnings_too(encoder, shape):
+    together = encoder.encode_pooled([LATE], {"<shape>": shape}, skip=1)[0]
+    alone = [encoder.encode_pooled([LATE], {"<shape>": shape[:, i : i + 1]}, skip=1)[0] for i in range(L)]
+    assert torch.allclose(together, torch.cat(alone, 1), atol=1e-6)
+
+
+def test_a_beginning_of_one_mark_is_not_worth_two_calls(encoder, shape, seen):
+    encoder.encode(["<shape>"], {"<shape>": shape})
+    assert seen == [(L, 77)]

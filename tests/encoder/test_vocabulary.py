@@ -19,7 +19,9 @@ def folder(tmp_path_factory):
     common = {"hidden_size": 16, "intermediate_size": 32, "num_attention_heads": 2}
     text = CLIPTextConfig(**common, num_hidden_layers=1, eos_token_id=49407)
     vision = CLIPVisionConfig(**common, num_hidden_layers=4, image_size=64, patch_size=16)
-    CLIPModel(CLIPConfig(text_config=text.to_dict(), vision_config=vision.to_dict(), projection_dim=24)).save_pretrained(folder)
+    CLIPModel(
+        CLIPConfig(text_config=text.to_dict(), vision_config=vision.to_dict(), projection_dim=24)
+    ).save_pretrained(folder)
     make_tokenizer().save_pretrained(folder)
     return str(folder)
 
