@@ -92,22 +92,18 @@ def top1(logits: Tensor, target: Tensor) -> Tensor:
 
 
 class ClipModule(L.LightningModule):
-    """Both towers, or with `lock_text` the vision tower alone (Zhai et al. 2022, LiT).
+    """Both towers.
 
-    A locked text tower stays bit for bit what U-Nets were trained on; the two projections still learn.
     Where captions come with rivals, each picture must also tell its own from them (after the hard negatives
     of Yuksekgonul et al. 2023, arXiv 2210.01936).
     """
 
     progress = ("top1",)
 
-    def __init__(
-        self, lr: float, max_steps: int, warmup: int = 100, weight_decay: float = 0.1, lock_text: bool = False
-    ) -> None:
+    def __init__(self, lr: float, max_steps: int, warmup: int = 100, weight_decay: float = 0.1) -> None:
         super().__init__()
         self.save_hyperparameters()
         self.clip, self.loss = mini.make_clip(), ClipLoss()
-        self.clip.text_model.requires_grad_(not lock_text)
         self.clip.train()
 
     def training_step(self, batch: tuple[Tensor, Tensor], _: int) -> dict[str, Any]:
@@ -140,24 +136,29 @@ class ClipModule(L.LightningModule):
         return mini.with_schedule(optimizer, self.hparams.warmup, self.hparams.max_steps)
 
 
-def export(module: ClipModule, folder: Path) -> None:
-    """Write `clip/` (both towers, for the concept encoder), `text_encoder/` and `tokenizer/` (for the backbone)."""
+def export(module: ClipModule, folder: Path, text: bool = True) -> None:
+    """Write `clip/` (both towers, for the concept encoder) and with `text` the backbone's text encoder and tokenizer.
+
+    A U-Net that has been trained already keeps its text encoder, bit for bit, while CLIP learns on.
+    """
     from transformers import CLIPImageProcessor, CLIPTextModel
 
     mini.save_half(module.clip.eval(), folder / "clip")
     image = CLIPImageProcessor(size={"shortest_edge": mini.SIZE}, crop_size={"height": mini.SIZE, "width": mini.SIZE})
     image.save_pretrained(folder / "clip")
-    text = CLIPTextModel.from_pretrained(folder / "clip", dtype=torch.float32)
-    mini.save_half(text, folder / "text_encoder")
+    if not text:
+        return
+    text_encoder = CLIPTextModel.from_pretrained(folder / "clip", dtype=torch.float32)
+    mini.save_half(text_encoder, folder / "text_encoder")
     mini.make_tokenizer().save_pretrained(folder / "tokenizer")
 
 
 def build(config):
     """Module, loader and finish for `escdiff.training.run`."""
-    optim, lock_text = config.optim, option(config, "optim.lock_text", False)
-    if lock_text and not config.init:
-        raise UserError("optim.lock_text=true needs a trained text tower: give init=FOLDER that holds clip/")
-    module = ClipModule(optim.lr, config.trainer.max_steps, optim.warmup, optim.weight_decay, lock_text)
+    optim, new_text = config.optim, option(config, "export_text", True)
+    if not (new_text or config.init):
+        raise UserError("export_text=false given without init; name the folder whose clip/ is to be trained further")
+    module = ClipModule(optim.lr, config.trainer.max_steps, optim.warmup, optim.weight_decay)
     if config.init:
         module.clip.load_state_dict(CLIPModel.from_pretrained(Path(config.init) / "clip").float().state_dict())
     arrays = StillLifeArrays(config.data.root)
@@ -165,4 +166,4 @@ def build(config):
     pictures = CaptionedPictures(arrays, config.seed, option(config, "data.rivals", 0))
     sampler = AlikeBatches(arrays, config.data.batch_size, config.seed, random_first)
     loader = DataLoader(pictures, batch_sampler=sampler, collate_fn=lambda batch: batch)
-    return module, loader, lambda trained: export(trained, Path(config.export))
+    return module, loader, lambda trained: export(trained, Path(config.export), new_text)

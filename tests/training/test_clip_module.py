@@ -2,35 +2,26 @@
 
 import pytest
 import torch
+from omegaconf import OmegaConf
 
 from data_prep.still_life import StillLifeOptions, make_still_life
 from escdiff.data.arrays import StillLifeArrays
 from escdiff.errors import UserError
-from escdiff.training.clip_module import CaptionedPictures, ClipModule, build
+from escdiff.training.clip_module import CaptionedPictures, ClipModule, build, export
 
 
-def test_a_locked_text_tower_stays_as_it_is():
-    torch.manual_seed(0)
-    module = ClipModule(lr=1e-2, max_steps=4, warmup=0, lock_text=True)
-    optimizer = module.configure_optimizers()["optimizer"]
-    before = {name: value.clone() for name, value in module.clip.state_dict().items()}
-    pixels, ids = torch.rand(4, 3, 128, 128) * 2 - 1, torch.randint(5, 400, (4, 9))
-    ids[:, -1] = 49407
-    out = module.clip(input_ids=ids, pixel_values=pixels)
-    module.loss(out.image_embeds, out.text_embeds, module.clip.logit_scale.exp()).backward()
-    optimizer.step()
-    changed = {name for name, value in module.clip.state_dict().items() if not torch.equal(value, before[name])}
-    assert not any(name.startswith("text_model") for name in changed)
-    assert {"visual_projection.weight", "text_projection.weight"} <= changed
-    assert any(name.startswith("vision_model.encoder.layers.0") for name in changed)
+def test_further_training_leaves_the_text_encoder_of_the_unet(tmp_path):
+    module = ClipModule(lr=1e-2, max_steps=4, warmup=0)
+    export(module, tmp_path / "whole")
+    export(module, tmp_path / "clip only", text=False)
+    assert {path.name for path in (tmp_path / "whole").iterdir()} == {"clip", "text_encoder", "tokenizer"}
+    assert [path.name for path in (tmp_path / "clip only").iterdir()] == ["clip"]
 
 
-def test_a_locked_tower_must_be_a_trained_one(tmp_path):
-    from omegaconf import OmegaConf
-
-    optim = {"lr": 1e-3, "warmup": 0, "weight_decay": 0.0, "lock_text": True}
-    config = OmegaConf.create({"optim": optim, "trainer": {"max_steps": 1}, "init": None, "seed": 0})
-    with pytest.raises(UserError, match="init=FOLDER"):
+def test_further_training_starts_from_something():
+    optim = {"lr": 1e-3, "warmup": 0, "weight_decay": 0.0}
+    config = OmegaConf.create({"optim": optim, "trainer": {"max_steps": 1}, "init": None, "export_text": False})
+    with pytest.raises(UserError, match="export_text=false given without init"):
         build(config)
 
 
