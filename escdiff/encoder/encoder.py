@@ -31,7 +31,7 @@ class EncoderConfig:
     appearance_depths: tuple[int, ...] = (0, 1, 3)
     tokens: dict[str, int] = field(default_factory=lambda: {"shape": 2, "appearance": 6})  # K per attribute
     anchors: dict[str, str] = field(default_factory=lambda: {"shape": "object", "appearance": "colored"})
-    vocabulary: dict[str, tuple[str, ...]] = field(default_factory=dict)  # words that the tower's CLIP may read
+    vocabulary: dict[str, list[str]] = field(default_factory=dict)  # words that the tower's CLIP may read
     templates: tuple[str, ...] = ("a photo of a {}",)  # that it reads them in
     features: int = 256  # F of each filter
     rank: int = 8  # of what a layer adds to the base
@@ -46,8 +46,13 @@ class EncoderConfig:
     branches: str = "lora"  # act on every token; or "routed": each on the tokens of its own placeholder
 
     def __post_init__(self) -> None:
-        vocabulary = {attribute: tuple(words) for attribute, words in self.vocabulary.items() if words}
-        object.__setattr__(self, "vocabulary", vocabulary)
+        given = {attribute: list(words) for attribute, words in self.vocabulary.items()}
+        object.__setattr__(self, "vocabulary", {attribute: [] for attribute in ATTRIBUTES} | given)
+
+    @property
+    def words(self) -> dict[str, list[str]]:
+        """The vocabularies that are not empty."""
+        return {attribute: words for attribute, words in self.vocabulary.items() if words}
 
 
 class Head(nn.Module):
@@ -112,7 +117,7 @@ class ConceptEncoder(nn.Module):
         deepest = max(*config.shape_depths, *config.appearance_depths)
         if unknown := set(config.vocabulary) - set(ATTRIBUTES):
             raise UserError(f"encoder.vocabulary.{min(unknown)} given; expected words for {' or '.join(ATTRIBUTES)}")
-        if config.vocabulary and (config.placement != "words" or not vision.embedding_width):
+        if config.words and (config.placement != "words" or not vision.embedding_width):
             what = f"encoder.vocabulary given with placement {config.placement!r} and the tower {vision.spec}"
             raise UserError(f"{what}; it needs encoder.placement=words and a whole CLIP model")
         if deepest >= vision.num_depths:
@@ -133,7 +138,7 @@ class ConceptEncoder(nn.Module):
         layers, stages, width = space.num_layers, space.num_stages, next(iter(anchors.values())).shape[-1]
         read = {
             a: Vocabulary(len(words), vision.embedding_width, config.tokens[a], width)
-            for a, words in config.vocabulary.items()
+            for a, words in config.words.items()
         }
         self.heads = nn.ModuleDict({
             a: Head(config.features, layers, stages, config.tokens[a], width, config.rank, read.get(a))
@@ -158,7 +163,7 @@ class ConceptEncoder(nn.Module):
         if config.placement == "states":
             scale = _mean_norm(backbone.prompts.states_of(word) for word in config.anchors.values())
         encoder = cls(config, vision, space, anchors, backbone.name, backbone.text_hash, scale)
-        for attribute, words in config.vocabulary.items():
+        for attribute, words in config.words.items():
             anchor = encoder.anchor(attribute)
             vectors = torch.stack([backbone.prompts.spread(word, len(anchor)) for word in words]).detach().to(anchor)
             vectors = (vectors - anchor) / encoder.embedding_scale
@@ -189,7 +194,7 @@ class ConceptEncoder(nn.Module):
     def tokens(self, pixels: Tensor) -> list[Tensor]:
         """The frozen tower's patch tokens by depth, then its embedding if words are read off it; no gradients."""
         with torch.no_grad():
-            return self.vision(pixels, embed=bool(self.config.vocabulary))
+            return self.vision(pixels, embed=bool(self.config.words))
 
     def features(self, attribute: str, tokens_BNW: list[Tensor], mask: Tensor | None = None) -> Tensor:
         """What an attribute's filter lets through, (B, F), then the shares of the words that CLIP reads, (B, V)."""

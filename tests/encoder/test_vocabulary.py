@@ -9,7 +9,7 @@ from escdiff.encoder.vision import embed_texts
 from escdiff.errors import UserError
 from escdiff.training.mini import make_tokenizer
 
-WORDS = ("red cube", "green ball", "mug")
+WORDS = ["red cube", "green ball", "mug"]
 
 
 @pytest.fixture(scope="module")
