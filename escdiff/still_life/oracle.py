@@ -24,6 +24,9 @@ CLASSES = {
 }
 VALUES = {"params": 4, "rgb": 3, "rgb2": 3, "gloss": 1}
 CHANNELS = (32, 48, 80, 128)
+COLORS = ("color", "color2", "rgb", "rgb2")  # heads that also read swatches
+SWATCHES, SWATCH_WIDTH = 4, 32
+FINE = 7  # layers of the trunk up to the maps of 32 x 32
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
 
 
@@ -42,6 +45,22 @@ class _Block(nn.Module):
         return torch.relu(x + self.body(x))
 
 
+class _Swatches(nn.Module):
+    """Mean colours of the places that the picture's features look for: pooled maps forget exact colours."""
+
+    def __init__(self, channels: int, width: int) -> None:
+        super().__init__()
+        self.keys = nn.Conv2d(channels, SWATCH_WIDTH, 1)
+        self.queries = nn.Linear(width, SWATCHES * SWATCH_WIDTH)
+
+    def forward(self, pixels: Tensor, maps: Tensor, features: Tensor) -> Tensor:
+        """pixels (B, 3, H, W), maps (B, C, h, w), features (B, F) -> (B, SWATCHES * 3)."""
+        colors = nn.functional.adaptive_avg_pool2d(pixels, maps.shape[-2:]).flatten(2)
+        queries = self.queries(features).unflatten(1, (SWATCHES, SWATCH_WIDTH))
+        places = (queries @ self.keys(maps).flatten(2) * SWATCH_WIDTH**-0.5).softmax(-1)
+        return (places @ colors.transpose(1, 2)).flatten(1)
+
+
 class Oracle(nn.Module):
     """Pictures to factors. 0.7 M parameters; the last maps are pooled by mean and by maximum."""
 
@@ -56,14 +75,18 @@ class Oracle(nn.Module):
         self.trunk = nn.Sequential(*layers)
         width = 2 * channels[-1]
         self.neck = nn.Sequential(nn.Linear(width, width), nn.ReLU(inplace=True))
+        self.swatches = _Swatches(channels[1], width)
+        self.palette = nn.Sequential(nn.Linear(width + 3 * SWATCHES, width), nn.ReLU(inplace=True))
         sizes = {name: len(words) for name, words in CLASSES.items()} | VALUES
         self.heads = nn.ModuleDict({name: nn.Linear(width, size) for name, size in sizes.items()})
 
     def forward(self, pixels: Tensor) -> dict[str, Tensor]:
         """pixels (B, 3, 128, 128) in [-1, 1] -> logits (B, classes) per name of `CLASSES`, values per `VALUES`."""
-        maps = self.trunk(pixels)
+        fine = self.trunk[:FINE](pixels)
+        maps = self.trunk[FINE:](fine)
         features = self.neck(torch.cat([maps.mean((2, 3)), maps.amax((2, 3))], -1))
-        return {name: head(features) for name, head in self.heads.items()}
+        colors = self.palette(torch.cat([features, self.swatches(pixels, fine, features)], -1))
+        return {name: head(colors if name in COLORS else features) for name, head in self.heads.items()}
 
     @torch.no_grad()
     def read(self, pixels: Tensor) -> dict[str, Tensor]:
