@@ -203,7 +203,8 @@ class PromptEncoder:
             change, first_slot = None, 0
             if spliced:
                 change = partial(_put, spliced=torch.cat(spliced), where=where, length=ids_RT.shape[1])
-                first_slot = min(position for _, position in where)
+                if len({row for row, _ in where}) == len(rows):  # else a plain text would end before the first slot
+                    first_slot = min(position for _, position in where)
             states, projected = tower.run(ids_RT, change, first_slot, skip)
             hidden.append(states)
             pooled = projected if pooled is None else pooled

@@ -118,7 +118,7 @@ class TextTower:
 
         Args:
             change: of the word embeddings, see `embedding`. It may be shown the last positions only.
-            first: what stands before this position is not changed, so rows that begin alike share it.
+            first: no row is changed or ends before this position, so rows that begin alike share that part.
             skip: layers left out at the end, the `clip_skip` of diffusers' pipelines.
         """
         splicing = self.embedding(change) if change else nullcontext()
