@@ -36,9 +36,7 @@ def test_vectors_of_the_anchor_words_equal_those_words(tiny_backbone):
     concept = make_concept(tiny_backbone, spread=0.0)
     words = generate(tiny_backbone, ["a photo of a object object object object"], steps=2)
     pictures = arrays(generate(tiny_backbone, [PROMPT], concept, steps=2))
-    assert (
-        pictures - arrays(words)
-    ).abs().max() <= 1  # sums of rows that share a beginning are rounded otherwise
+    assert (pictures - arrays(words)).abs().max() <= 1  # sums of rows that share a beginning are rounded otherwise
 
 
 def test_concepts_behind_the_text_encoder(tiny_backbone, tmp_path):
