@@ -50,32 +50,33 @@ def attend(
 AttentionInterface.register(NAME, attend)
 
 
-def worth_sharing(text_encoder: PreTrainedModel, ids_RT: Tensor, length: int) -> bool:
-    """Whether rows that begin with the same `length` ids are many enough to encode those once."""
+def find_beginnings(text_encoder: PreTrainedModel, ids_RT: Tensor, length: int) -> tuple[Tensor, Tensor] | None:
+    """The different first `length` ids (U, length), and which each row has, (R,); None if not worth two calls."""
     if not isinstance(text_encoder, CLIPTextModel | CLIPTextModelWithProjection) or length == 0:
-        return False
-    saved = len(ids_RT) - len(torch.unique(ids_RT[:, :length], dim=0))
-    return saved * length > LEAST * ids_RT.numel()
+        return None
+    beginnings_UP, row_R = torch.unique(ids_RT[:, :length], dim=0, return_inverse=True)
+    saved = (len(ids_RT) - len(beginnings_UP)) * length
+    return (beginnings_UP, row_R) if saved > LEAST * ids_RT.numel() else None
 
 
 def run_shared(
-    text_encoder: PreTrainedModel, ids_RT: Tensor, length: int, splicing: AbstractContextManager, **options
-) -> tuple[ModelOutput, ModelOutput, Tensor]:
-    """The outputs for the beginnings (U, length) and for the rest (R, T - length), and which beginning is whose, (R,).
+    text_encoder: PreTrainedModel, beginnings_UP: Tensor, row_R: Tensor, rest: Tensor,
+    splicing: AbstractContextManager, **options,
+) -> tuple[ModelOutput, ModelOutput]:  # fmt: skip
+    """The outputs for the beginnings (U, P), and for the rest (R, T - P) of the rows that go on from them.
 
     Args:
         splicing: a context in which the rest's word embeddings are replaced.
         options: of the text encoder's `forward`.
     """
-    beginnings_UP, row = torch.unique(ids_RT[:, :length], dim=0, return_inverse=True)
-    positions = torch.arange(length, ids_RT.shape[1], device=ids_RT.device)[None]
+    length = beginnings_UP.shape[1]
+    positions = torch.arange(length, length + rest.shape[1], device=rest.device)[None]
     prefix, usual = Prefix(), text_encoder.config._attn_implementation
     text_encoder.set_attn_implementation(NAME)
     try:
         first = text_encoder(beginnings_UP, prefix=prefix, **options)
-        prefix.row = row
+        prefix.row = row_R
         with splicing:
-            rest = text_encoder(ids_RT[:, length:], position_ids=positions, prefix=prefix, **options)
+            return first, text_encoder(rest, position_ids=positions, prefix=prefix, **options)
     finally:
         text_encoder.set_attn_implementation(usual)
-    return first, rest, row

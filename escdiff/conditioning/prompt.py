@@ -223,9 +223,7 @@ def _splices(rows: Sequence[tuple], vectors: Mapping[str, Tensor]) -> tuple[list
     return spliced, where
 
 
-def _put(
-    ids: Tensor, embedded: Tensor, spliced: Tensor, where: list[tuple[int, int]], length: int
-) -> Tensor:  # fmt: skip
+def _put(ids: Tensor, embedded: Tensor, spliced: Tensor, where: list[tuple[int, int]], length: int) -> Tensor:
     """Word embeddings (R, T, D), or of their `length` positions the last ones, with (N, D) at (row, position) pairs."""
     row_N, position_N = torch.tensor(where, device=embedded.device).unbind(1)
     return embedded.index_put((row_N, position_N - length + embedded.shape[1]), spliced.to(embedded))

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from escdiff.conditioning.prefix import run_shared, worth_sharing
+from escdiff.conditioning.prefix import find_beginnings, run_shared
 from escdiff.errors import UserError
 
 PLACEHOLDER = re.compile(r"<[A-Za-z][\w-]*>")
@@ -123,9 +123,9 @@ class TextTower:
         """
         splicing = self.embedding(change) if change else nullcontext()
         options = {"output_hidden_states": self.penultimate or skip is not None}
-        if worth_sharing(self.text_encoder, ids_RT, first):
-            beginnings, states, row = run_shared(self.text_encoder, ids_RT, first, splicing, **options)
-            hidden = torch.cat([self._hidden(beginnings, skip)[row], self._hidden(states, skip)], 1)
+        if found := find_beginnings(self.text_encoder, ids_RT, first):
+            before, states = run_shared(self.text_encoder, *found, ids_RT[:, first:], splicing, **options)
+            hidden = torch.cat([self._hidden(before, skip)[found[1]], self._hidden(states, skip)], 1)
         else:
             with splicing:
                 states = self.text_encoder(ids_RT, **options)

@@ -16,7 +16,9 @@ SUFFIXES = [".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"]
 BUTTONS = ["download", "fullscreen"]
 PRIVATE = {"api_visibility": "private"}
 CSS = """
-#picture img, #matrix img { width: 100%; max-width: 32rem; height: auto; object-fit: contain; margin: auto }
+#picture img, #matrix img { width: min(24rem, 84vw) !important; height: auto !important }
+#picture img, #matrix img { object-fit: contain !important }
+#history .grid-wrap { min-height: 0 !important; height: auto !important }
 #history .grid-container { grid-template-columns: repeat(4, 1fr) !important }
 footer { display: none !important }
 """

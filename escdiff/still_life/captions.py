@@ -1,11 +1,10 @@
 """Captions from category words only: what is continuous about an instance is never said."""
 
 from collections.abc import Collection
-from dataclasses import replace
 
 import numpy as np
 
-from escdiff.still_life.world import FAMILIES, PATTERNS, Factors, Material
+from escdiff.still_life.world import Factors, Material
 
 TEMPLATES = ("a photo of {}", "a picture of {}", "{}", "a render of {}", "one {}")
 
@@ -41,12 +40,3 @@ def caption(factors: Factors, rng: np.random.Generator | None = None, hide: Coll
         return TEMPLATES[0].format(phrase)
     template = str(rng.choice(TEMPLATES, p=(0.5, 0.15, 0.15, 0.1, 0.1)))
     return template.format(phrase.split(" ", 1)[1] if template.startswith("one") else phrase)
-
-
-def rivals(factors: Factors, rng: np.random.Generator, count: int) -> list[Factors]:
-    """`count` factors whose captions differ in one word: another family and another pattern, in turn."""
-    shape, material = factors.shape, factors.material
-    families = rng.permutation([f for f in FAMILIES if f != shape.family])
-    patterns = rng.permutation([p for p in PATTERNS if p != material.pattern])
-    others = [replace(factors, shape=replace(shape, family=str(f))) for f in families[: (count + 1) // 2]]
-    return others + [replace(factors, material=replace(material, pattern=str(p))) for p in patterns[: count // 2]]

@@ -12,13 +12,12 @@ import lightning as L
 import numpy as np
 import torch
 from open_clip.loss import ClipLoss
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from transformers import CLIPModel
 
-from escdiff.data.arrays import StillLifeArrays
+from escdiff.data.arrays import LABELS, StillLifeArrays
 from escdiff.errors import UserError
-from escdiff.still_life.captions import caption, rivals
 from escdiff.still_life.world import BACKGROUNDS
 from escdiff.training import mini
 from escdiff.training.muon import Muon
@@ -27,6 +26,11 @@ from escdiff.training.sampling import EpochSampler
 
 MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 
+# How a word of each kind is shown alone, in the captions' manner.
+NAMED = {
+    "family": "a photo of a {}", "pattern": "a photo of a {} object", "color": "a photo of a {} object",
+    "finish": "a photo of a {} object", "background": "a photo of an object on a {} background",
+}  # fmt: skip
 RANDOM_FIRST = 200  # batches in which colours and backgrounds are learned
 
 
@@ -37,30 +41,20 @@ def normalise(pixels: Tensor) -> Tensor:
 
 
 class CaptionedPictures(Dataset):
-    """Batches of (pixels (B, 3, H, W) in [-1, 1], token ids (B + B * R, T)); a fresh caption at each visit.
+    """Batches of (pixels (B, 3, H, W) in [-1, 1], token ids (B, T), {kind: labels (B,)}); a fresh caption per visit."""
 
-    Behind the captions stand the R = `num_rivals` rivals of each: the caption with one word that is wrong.
-    """
-
-    def __init__(self, arrays: StillLifeArrays, seed: int, num_rivals: int = 0) -> None:
-        self.arrays, self.seed, self.num_rivals = arrays, seed, num_rivals
-        self.tokenizer = mini.make_tokenizer()
+    def __init__(self, arrays: StillLifeArrays, seed: int) -> None:
+        self.arrays, self.seed, self.tokenizer = arrays, seed, mini.make_tokenizer()
 
     def __len__(self) -> int:
         return len(self.arrays)
 
-    def texts(self, epoch: int, row: int) -> list[str]:
-        """The caption of a visit and its rivals, in the same wording."""
-        seed, factors = (self.seed, epoch, row), self.arrays.factors[row]
-        others = rivals(factors, np.random.default_rng((*seed, 1)), self.num_rivals)
-        return [caption(one, np.random.default_rng(seed)) for one in (factors, *others)]
-
-    def __getitems__(self, visits: list[tuple[int, int]]) -> tuple[Tensor, Tensor]:
-        rows, found = [row for _, row in visits], [self.texts(*visit) for visit in visits]
-        texts = [first for first, *_ in found] + [other for _, *others in found for other in others]
+    def __getitems__(self, visits: list[tuple[int, int]]) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        rows = [row for _, row in visits]
+        texts = [self.arrays.caption(row, np.random.default_rng((self.seed, epoch, row))) for epoch, row in visits]
         # Causal attention: what stands behind the end of a text changes nothing, so the batch is cut there.
         ids = self.tokenizer(texts, padding="longest", truncation=True, return_tensors="pt").input_ids
-        return self.arrays.pixels(rows), ids
+        return self.arrays.pixels(rows), ids, {k: torch.from_numpy(self.arrays.labels[k][rows]) for k in NAMED}
 
 
 class AlikeBatches(EpochSampler):
@@ -94,33 +88,41 @@ def top1(logits: Tensor, target: Tensor) -> Tensor:
 class ClipModule(L.LightningModule):
     """Both towers.
 
-    Where captions come with rivals, each picture must also tell its own from them (after the hard negatives
-    of Yuksekgonul et al. 2023, arXiv 2210.01936).
+    With `words` each picture must also be told by every kind of word in its caption, one kind at a time among all
+    its words (as in SuperCLIP, arXiv 2512.14480): a batch of captions seldom needs the noun.
     """
 
     progress = ("top1",)
 
-    def __init__(self, lr: float, max_steps: int, warmup: int = 100, weight_decay: float = 0.1) -> None:
+    def __init__(
+        self, lr: float, max_steps: int, warmup: int = 100, weight_decay: float = 0.1, words: float = 0.0
+    ) -> None:
         super().__init__()
         self.save_hyperparameters()
         self.clip, self.loss = mini.make_clip(), ClipLoss()
         self.clip.train()
+        texts = [template.format(word) for kind, template in NAMED.items() for word in LABELS[kind][2]]
+        ids = mini.make_tokenizer()(texts, padding="longest", return_tensors="pt").input_ids
+        self.register_buffer("word_ids", ids, persistent=False)
 
-    def training_step(self, batch: tuple[Tensor, Tensor], _: int) -> dict[str, Any]:
-        pixels, ids = batch
-        out, count = self.clip(input_ids=ids, pixel_values=normalise(pixels)), len(pixels)
-        scale, diagonal = self.clip.logit_scale.exp(), torch.arange(count, device=ids.device)
-        contrast = self.loss(out.image_embeds, out.text_embeds[:count], scale)
-        logits = out.logits_per_image[:, :count]
-        logs = {"contrast": contrast.detach(), "top1": top1(logits, diagonal)}
-        if len(ids) == count:
-            return {"loss": contrast, "logs": logs}
-        own = out.logits_per_image[:, count:].unflatten(1, (count, -1))[diagonal, diagonal]
-        logits = torch.cat([logits.diagonal().unsqueeze(1), own], 1)
-        first = torch.zeros_like(diagonal)
-        words = torch.nn.functional.cross_entropy(logits, first)
-        logs |= {"words": words.detach(), "words_top1": top1(logits, first)}
-        return {"loss": contrast + words, "logs": logs}
+    def training_step(self, batch: tuple[Tensor, Tensor, dict[str, Tensor]], _: int) -> dict[str, Any]:
+        pixels, ids, labels = batch
+        out = self.clip(input_ids=ids, pixel_values=normalise(pixels))
+        loss = self.loss(out.image_embeds, out.text_embeds, self.clip.logit_scale.exp())
+        own = torch.arange(len(ids), device=ids.device)
+        logs = {"contrast": loss.detach(), "top1": top1(out.logits_per_image, own)}
+        if self.hparams.words:
+            logits = self.name(out.image_embeds)
+            losses = [nn.functional.cross_entropy(logits[kind], label) for kind, label in labels.items()]
+            loss = loss + self.hparams.words * sum(losses)
+            logs |= {f"top1_{kind}": top1(logits[kind], label) for kind, label in labels.items()}
+        return {"loss": loss, "logs": logs}
+
+    def name(self, image_embeds: Tensor) -> dict[str, Tensor]:
+        """Pictures (B, P) compared with each kind's words: logits (B, words of the kind)."""
+        texts = self.clip.get_text_features(input_ids=self.word_ids).pooler_output
+        logits = self.clip.logit_scale.exp() * image_embeds @ nn.functional.normalize(texts, dim=-1).T
+        return dict(zip(NAMED, logits.split([len(LABELS[kind][2]) for kind in NAMED], 1), strict=True))
 
     def on_train_batch_end(self, *_) -> None:
         with torch.no_grad():
@@ -158,12 +160,12 @@ def build(config):
     optim, new_text = config.optim, option(config, "export_text", True)
     if not (new_text or config.init):
         raise UserError("export_text=false given without init; name the folder whose clip/ is to be trained further")
-    module = ClipModule(optim.lr, config.trainer.max_steps, optim.warmup, optim.weight_decay)
+    words = option(config, "data.words", 0.0)
+    module = ClipModule(optim.lr, config.trainer.max_steps, optim.warmup, optim.weight_decay, words)
     if config.init:
         module.clip.load_state_dict(CLIPModel.from_pretrained(Path(config.init) / "clip").float().state_dict())
     arrays = StillLifeArrays(config.data.root)
     random_first = 0 if config.init else RANDOM_FIRST
-    pictures = CaptionedPictures(arrays, config.seed, option(config, "data.rivals", 0))
     sampler = AlikeBatches(arrays, config.data.batch_size, config.seed, random_first)
-    loader = DataLoader(pictures, batch_sampler=sampler, collate_fn=lambda batch: batch)
+    loader = DataLoader(CaptionedPictures(arrays, config.seed), batch_sampler=sampler, collate_fn=lambda batch: batch)
     return module, loader, lambda trained: export(trained, Path(config.export), new_text)

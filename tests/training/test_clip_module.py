@@ -5,9 +5,10 @@ import torch
 from omegaconf import OmegaConf
 
 from data_prep.still_life import StillLifeOptions, make_still_life
-from escdiff.data.arrays import StillLifeArrays
+from escdiff.data.arrays import LABELS, StillLifeArrays
 from escdiff.errors import UserError
-from escdiff.training.clip_module import CaptionedPictures, ClipModule, build, export
+from escdiff.training.clip_module import CaptionedPictures, ClipModule, build, export, normalise
+from escdiff.training.mini import make_tokenizer
 
 
 def test_further_training_leaves_the_text_encoder_of_the_unet(tmp_path):
@@ -25,18 +26,26 @@ def test_further_training_starts_from_something():
         build(config)
 
 
-def test_rivals_add_what_the_batch_leaves_open(tmp_path):
-    """Two pictures' captions are told apart by colours alone; their rivals ask for family and pattern."""
+def test_every_kind_of_word_is_asked_for(tmp_path):
+    """Two pictures' captions are told apart by colours alone; naming asks for family and pattern as well."""
     make_still_life(tmp_path, 6, StillLifeOptions(seed=1))
     torch.manual_seed(0)
-    arrays, module = StillLifeArrays(tmp_path), ClipModule(lr=1e-3, max_steps=4)
-    visits = [(0, 2), (1, 5)]
-    pixels, captions = CaptionedPictures(arrays, seed=3).__getitems__(visits)
-    again, texts = CaptionedPictures(arrays, seed=3, num_rivals=4).__getitems__(visits)
-    assert torch.equal(pixels, again) and texts.shape[0] == 2 + 2 * 4
-    own = texts[2:].unflatten(0, (2, 4))[:, :, : captions.shape[1]]
-    assert (own != captions[:, None]).any(-1).all()
+    arrays, module = StillLifeArrays(tmp_path), ClipModule(lr=1e-3, max_steps=4, words=0.5)
+    pixels, ids, labels = CaptionedPictures(arrays, seed=3).__getitems__([(0, 2), (1, 5)])
+    assert {kind: LABELS[kind][2][label[1]] for kind, label in labels.items()} == {
+        "family": arrays.factors[5].shape.family, "pattern": arrays.factors[5].material.pattern,
+        "color": arrays.factors[5].material.color, "finish": arrays.factors[5].material.finish,
+        "background": arrays.factors[5].scene.background,
+    }  # fmt: skip
     with torch.no_grad():
-        alone, both = module.training_step((pixels, captions), 0), module.training_step((pixels, texts), 0)
-    assert torch.allclose(alone["loss"], both["logs"]["contrast"], atol=1e-5)
-    assert torch.allclose(both["loss"], both["logs"]["contrast"] + both["logs"]["words"])
+        step = module.training_step((pixels, ids, labels), 0)
+        embeds = module.clip(input_ids=ids, pixel_values=normalise(pixels)).image_embeds
+        named = module.name(embeds)
+        alone = module.clip.get_text_features(
+            **make_tokenizer()(["a photo of a mug"], return_tensors="pt")
+        ).pooler_output
+    assert {kind: logits.shape for kind, logits in named.items()} == {k: (2, len(LABELS[k][2])) for k in labels}
+    mug = module.clip.logit_scale.exp() * torch.cosine_similarity(embeds, alone)
+    assert torch.allclose(named["family"][:, LABELS["family"][2].index("mug")], mug, atol=1e-4)
+    words = sum(torch.nn.functional.cross_entropy(named[kind], label) for kind, label in labels.items())
+    assert torch.allclose(step["loss"], step["logs"]["contrast"] + 0.5 * words, atol=1e-5)
