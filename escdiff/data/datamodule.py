@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from escdiff.concept import ATTRIBUTES
 from escdiff.data import prompts
 from escdiff.data.arrays import StillLifeArrays
 from escdiff.data.images import expand
@@ -33,14 +34,16 @@ class SwapDataset(Dataset):
         seed: int,
         shares: dict[str, float],
         shuffle: bool = True,
+        reframed: float = 0.0,
     ) -> None:
         """Serve the targets of `pairs`.
 
         Args:
             latents: moments (N, 2C, h, w) of all rows of `arrays`, or None to give pixels.
             shares: probabilities of "one_reference", "shape_only" and "appearance_only".
+            reframed: probability that a reference is framed anew.
         """
-        self.arrays, self.pairs, self.latents = arrays, pairs, latents
+        self.arrays, self.pairs, self.latents, self.reframed = arrays, pairs, latents, reframed
         self.seed, self.shares, self.shuffle = seed, shares, shuffle
         self._order: tuple[int, np.ndarray] = (-1, pairs.targets)
 
@@ -67,6 +70,11 @@ class SwapDataset(Dataset):
             "appearance_mask": self.arrays.masks(appearance_rows),
             "mask": self.arrays.masks(rows), "key": [f"{row:08d}" for row in rows],
         }  # fmt: skip
+        for attribute in ATTRIBUTES:
+            pixels, masks = batch[f"{attribute}_ref"], batch[f"{attribute}_mask"]
+            for i, rng in enumerate(rngs):
+                if rng.random() < self.reframed:
+                    pixels[i], masks[i] = _reframe(pixels[i], masks[i], rng)
         if self.latents is None:
             batch["pixels"] = self.arrays.pixels(rows)
         else:
@@ -77,7 +85,7 @@ class SwapDataset(Dataset):
         factors = [self.arrays.factors[int(row)] for row in rows]
         batch["shape_words"] = [f.shape.family for f in factors]
         batch["appearance_words"] = [material_words(f.material).replace(" and ", " ") for f in factors]
-        for attribute in ("shape", "appearance"):
+        for attribute in ATTRIBUTES:
             used = [prompts.uses(prompt, attribute) for prompt in batch["prompt"]]
             batch[f"uses_{attribute}"] = torch.tensor(used)
         if self.shuffle:
@@ -88,10 +96,9 @@ class SwapDataset(Dataset):
         """Draw the prompt's kind; for "one reference" put another framing of the target in place of both."""
         factors, draw = self.arrays.factors[row], rng.random()
         if draw < self.shares["one_reference"]:
-            stacked = torch.cat([self.arrays.pixels([row]), self.arrays.masks([row]) * 2 - 1], 1)[0]
-            view = reframe(stacked, rng)
-            batch["shape_ref"][i] = batch["appearance_ref"][i] = view[:3]
-            batch["shape_mask"][i] = batch["appearance_mask"][i] = (view[3:] > 0).float()
+            pixels, mask = _reframe(self.arrays.pixels([row])[0], self.arrays.masks([row])[0], rng)
+            batch["shape_ref"][i] = batch["appearance_ref"][i] = pixels
+            batch["shape_mask"][i] = batch["appearance_mask"][i] = mask
             return prompts.still_life_prompt(factors, prompts.BOTH, rng)
         draw -= self.shares["one_reference"]
         if draw < self.shares["shape_only"]:
@@ -99,6 +106,12 @@ class SwapDataset(Dataset):
         draw -= self.shares["shape_only"]
         mode = prompts.APPEARANCE_ONLY if draw < self.shares["appearance_only"] else prompts.BOTH
         return prompts.still_life_prompt(factors, mode, rng)
+
+
+def _reframe(pixels: Tensor, mask: Tensor, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
+    """Another framing of a picture (3, H, W) and its mask (1, H, W)."""
+    view = reframe(torch.cat([pixels, mask * 2 - 1]), rng)
+    return view[:3], (view[3:] > 0).float()
 
 
 class EncoderDataModule(ResumableDataModule):
@@ -126,13 +139,14 @@ class EncoderDataModule(ResumableDataModule):
         one_reference: float = 0.1,  # share of samples whose only reference is the target, framed anew
         shape_only: float = 0.15,  # share of prompts that say the material in words
         appearance_only: float = 0.15,  # share of prompts that say the family in words
+        reframed: float = 0.5,  # share of training references that are mirrored, zoomed, tilted and shifted
         val_fraction: float = 0.02,  # of the groups
         exclude_families: Collection[str] = HELD_OUT_FAMILIES,
         exclude_patterns: Collection[str] = HELD_OUT_PATTERNS,
     ) -> None:
         super().__init__()
         self.folder, self.batch_size, self.latents = expand(folder), batch_size, latents
-        self.seed, self.num_workers, self.val_fraction = seed, num_workers, val_fraction
+        self.seed, self.num_workers, self.val_fraction, self.reframed = seed, num_workers, val_fraction, reframed
         self.shares = {
             "one_reference": one_reference, "shape_only": shape_only, "appearance_only": appearance_only,
         }  # fmt: skip
@@ -148,7 +162,7 @@ class EncoderDataModule(ResumableDataModule):
     def identity(self) -> dict[str, Any]:
         return {
             "data": Index.load(self.folder).fingerprint(), "seed": self.seed,
-            "val_fraction": self.val_fraction,
+            "val_fraction": self.val_fraction, "reframed": self.reframed,
             **{name: list(words) for name, words in self.excluded.items()}, **self.shares,
         }  # fmt: skip
 
@@ -164,7 +178,7 @@ class EncoderDataModule(ResumableDataModule):
         columns = {**places, "family": arrays.labels["family"], "pattern": arrays.labels["pattern"]}
         held = validation_rows(arrays.group, self.val_fraction)
         pairs = SwapPairs(columns, keep=~held, **self.excluded)
-        self.train_set = SwapDataset(arrays, pairs, latents, self.seed, self.shares)
+        self.train_set = SwapDataset(arrays, pairs, latents, self.seed, self.shares, reframed=self.reframed)
         if held.any():
             pairs = SwapPairs(columns, keep=held, **self.excluded)
             self.val_set = SwapDataset(arrays, pairs, latents, self.seed, self.shares, shuffle=False)

@@ -4,7 +4,6 @@ open_clip gives the loss and the vocabulary; the towers are transformers' own cl
 backbone's text encoder as it stands and the vision tower is the concept encoder's.
 """
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +16,9 @@ from torch.utils.data import DataLoader, Dataset
 from transformers import CLIPModel
 
 from escdiff.data.arrays import LABELS, StillLifeArrays
+from escdiff.data.views import reframe
 from escdiff.errors import UserError
-from escdiff.still_life.world import BACKGROUNDS
+from escdiff.still_life.world import PATTERNS, TWO_ALIKE
 from escdiff.training import mini
 from escdiff.training.muon import Muon
 from escdiff.training.options import option
@@ -31,7 +31,9 @@ NAMED = {
     "family": "a photo of a {}", "pattern": "a photo of a {} object", "color": "a photo of a {} object",
     "finish": "a photo of a {} object", "background": "a photo of an object on a {} background",
 }  # fmt: skip
-RANDOM_FIRST = 200  # batches in which colours and backgrounds are learned
+
+UNSAID = -100  # label of what a picture does not say; cross-entropy leaves it out
+ALIKE = torch.tensor([PATTERNS.index(name) for name in TWO_ALIKE])
 
 
 def normalise(pixels: Tensor) -> Tensor:
@@ -41,7 +43,10 @@ def normalise(pixels: Tensor) -> Tensor:
 
 
 class CaptionedPictures(Dataset):
-    """Batches of (pixels (B, 3, H, W) in [-1, 1], token ids (B, T), {kind: labels (B,)}); a fresh caption per visit."""
+    """Batches of (pixels (B, 3, H, W) in [-1, 1], token ids (B, T), {kind: labels (B,)}).
+
+    Every visit has a caption of its own wording and a framing of its own, lest the towers learn pictures by heart.
+    """
 
     def __init__(self, arrays: StillLifeArrays, seed: int) -> None:
         self.arrays, self.seed, self.tokenizer = arrays, seed, mini.make_tokenizer()
@@ -50,39 +55,19 @@ class CaptionedPictures(Dataset):
         return len(self.arrays)
 
     def __getitems__(self, visits: list[tuple[int, int]]) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-        rows = [row for _, row in visits]
-        texts = [self.arrays.caption(row, np.random.default_rng((self.seed, epoch, row))) for epoch, row in visits]
+        rows, rngs = [row for _, row in visits], [np.random.default_rng((self.seed, *visit)) for visit in visits]
+        texts = [self.arrays.caption(row, rng) for row, rng in zip(rows, rngs, strict=True)]
         # Causal attention: what stands behind the end of a text changes nothing, so the batch is cut there.
         ids = self.tokenizer(texts, padding="longest", truncation=True, return_tensors="pt").input_ids
-        return self.arrays.pixels(rows), ids, {k: torch.from_numpy(self.arrays.labels[k][rows]) for k in NAMED}
-
-
-class AlikeBatches(EpochSampler):
-    """After `random_first` steps two of three batches share main colour and background.
-
-    In batches drawn at random, colours alone tell most pictures apart, and neither tower learns what a mushroom is;
-    among pictures of one colour, shape, pattern and finish must tell them apart.
-    """
-
-    def __init__(self, arrays: StillLifeArrays, batch_size: int, seed: int, random_first: int = RANDOM_FIRST) -> None:
-        super().__init__(len(arrays), batch_size, seed)
-        self.random_first = random_first
-        kinds = arrays.labels["color"].astype(int) * len(BACKGROUNDS) + arrays.labels["background"]
-        groups = [np.flatnonzero(kinds == kind) for kind in np.unique(kinds)]
-        self.groups = [group for group in groups if len(group) >= batch_size]
-
-    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        for batch in super().__iter__():
-            step, rng = self.step - 1, np.random.default_rng((self.seed, 1, self.step, self.rank))
-            if step >= self.random_first and step % 3 and self.groups:
-                group = self.groups[rng.integers(len(self.groups))]
-                batch = [(step, int(row)) for row in rng.choice(group, self.batch_size, replace=False)]
-            yield batch
+        pixels = torch.stack([reframe(p, rng) for p, rng in zip(self.arrays.pixels(rows), rngs, strict=True)])
+        labels = {kind: torch.from_numpy(self.arrays.labels[kind][rows]) for kind in NAMED}
+        labels["color"][torch.isin(labels["pattern"], ALIKE)] = UNSAID
+        return pixels, ids, labels
 
 
 def top1(logits: Tensor, target: Tensor) -> Tensor:
-    """The share of rows of `logits` (B, N) that are largest at `target` (B,)."""
-    return (logits.argmax(-1) == target).float().mean()
+    """The share of rows of `logits` (B, N) that are largest at `target` (B,), of those whose target is said."""
+    return (logits.argmax(-1) == target)[target != UNSAID].float().mean()
 
 
 class ClipModule(L.LightningModule):
@@ -165,7 +150,6 @@ def build(config):
     if config.init:
         module.clip.load_state_dict(CLIPModel.from_pretrained(Path(config.init) / "clip").float().state_dict())
     arrays = StillLifeArrays(config.data.root)
-    random_first = 0 if config.init else RANDOM_FIRST
-    sampler = AlikeBatches(arrays, config.data.batch_size, config.seed, random_first)
+    sampler = EpochSampler(len(arrays), config.data.batch_size, config.seed)
     loader = DataLoader(CaptionedPictures(arrays, config.seed), batch_sampler=sampler, collate_fn=lambda batch: batch)
     return module, loader, lambda trained: export(trained, Path(config.export), new_text)

@@ -99,7 +99,7 @@ def make_data(config: Any, backbone: Backbone):
     dtype = DTYPES[option(config, "backbone.dtype", "float32")]
     if backbone.dtype != dtype:
         backbone.to(dtype=dtype)
-    shares = _given(config, "one_reference", "shape_only", "appearance_only", "val_fraction")
+    shares = _given(config, "one_reference", "shape_only", "appearance_only", "reframed", "val_fraction")
     return SwapData(root, latents=key, **common, **shares)
 
 

@@ -58,6 +58,22 @@ def test_one_reference_is_the_target_framed_anew(still_life_folder):
     assert batch["uses_shape"].all() and batch["uses_appearance"].all()
 
 
+@pytest.mark.parametrize("share", [0.0, 1.0])
+def test_references_are_framed_anew_together_with_their_masks(still_life_folder, share):
+    data = module(still_life_folder, one_reference=0, reframed=share)
+    batch = next(iter(data.train_dataloader()))
+    arrays = data.train_set.arrays
+    pixels, masks = (part(range(len(arrays))) for part in (arrays.pixels, arrays.masks))
+    for attribute in ("shape", "appearance"):
+        for picture, mask in zip(batch[f"{attribute}_ref"], batch[f"{attribute}_mask"], strict=True):
+            source = (pixels - picture).abs().flatten(1).mean(1).argmin()
+            assert torch.equal(pixels[source], picture) == torch.equal(masks[source], mask) == (share == 0)
+            inside, outside = (picture * m for m in (mask, 1 - mask))
+            assert mask.any() and not torch.equal(inside, outside)
+    again = next(iter(module(still_life_folder, one_reference=0, reframed=share).train_dataloader()))
+    assert torch.equal(again["shape_ref"], batch["shape_ref"])
+
+
 def test_latents_take_the_place_of_pixels(still_life_folder):
     encode_dataset(still_life_folder, lambda p: torch.nn.functional.avg_pool2d(p, 8), "mean")
     batch = next(iter(module(still_life_folder, latents="mean").train_dataloader()))

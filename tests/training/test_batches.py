@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from escdiff.still_life.world import BACKGROUNDS, COLORS, PATTERNS, TWO_ALIKE
-from escdiff.training.clip_module import RANDOM_FIRST, AlikeBatches
+from escdiff.still_life.world import PATTERNS, TWO_ALIKE
 from escdiff.training.oracle_module import CLASSES, of_pattern, sample_losses, swap_colors
 from escdiff.training.unet_module import PlainFirst, sample_timesteps
 
@@ -17,8 +16,7 @@ class Labels:
 
     def __init__(self, rows: int = 4000) -> None:
         rng = np.random.default_rng(0)
-        words = {"pattern": PATTERNS, "color": COLORS, "background": BACKGROUNDS}
-        self.labels = {name: rng.integers(len(kinds), size=rows) for name, kinds in words.items()}
+        self.labels = {"pattern": rng.integers(len(PATTERNS), size=rows)}
 
     def __len__(self) -> int:
         return len(self.labels["pattern"])
@@ -32,28 +30,10 @@ def test_plain_first_then_everything():
     assert all(len(kinds) > 5 for kinds in patterns[5:])
 
 
-def test_after_the_first_two_of_three_clip_batches_share_color_and_background():
-    arrays = Labels()
-    sampler = AlikeBatches(arrays, 16, seed=0)
-    sampler.step = RANDOM_FIRST - 6
-    kinds = []
-    for batch in islice(sampler, 12):
-        rows = [row for _, row in batch]
-        assert len(set(rows)) == 16
-        kinds.append(len(set(zip(arrays.labels["color"][rows], arrays.labels["background"][rows], strict=True))))
-    assert min(kinds[:6]) > 1
-    assert sum(kind == 1 for kind in kinds[6:]) == 4
-
-
-@pytest.mark.parametrize("kind", ["plain", "alike"])
-def test_a_resumed_sampler_goes_on_with_the_same_batches(kind):
-    arrays = Labels()
-    make = {"plain": lambda: PlainFirst(arrays, 16, 3, 4), "alike": lambda: AlikeBatches(arrays, 16, 3)}[kind]
-    sampler = make()
-    sampler.step = start = RANDOM_FIRST if kind == "alike" else 0
-    straight = list(islice(sampler, 8))
-    again = make()
-    again.step = start + 3
+def test_a_resumed_sampler_goes_on_with_the_same_batches():
+    straight = list(islice(PlainFirst(Labels(), 16, 3, 4), 8))
+    again = PlainFirst(Labels(), 16, 3, 4)
+    again.step = 3
     assert list(islice(again, 5)) == straight[3:]
 
 

@@ -7,8 +7,16 @@ from omegaconf import OmegaConf
 from data_prep.still_life import StillLifeOptions, make_still_life
 from escdiff.data.arrays import LABELS, StillLifeArrays
 from escdiff.errors import UserError
-from escdiff.training.clip_module import CaptionedPictures, ClipModule, build, export, normalise
+from escdiff.still_life.world import TWO_ALIKE
+from escdiff.training.clip_module import UNSAID, CaptionedPictures, ClipModule, build, export, normalise, top1
 from escdiff.training.mini import make_tokenizer
+
+
+@pytest.fixture(scope="module")
+def arrays(tmp_path_factory) -> StillLifeArrays:
+    folder = tmp_path_factory.mktemp("still_life")
+    make_still_life(folder, 48, StillLifeOptions(seed=1))
+    return StillLifeArrays(folder)
 
 
 def test_further_training_leaves_the_text_encoder_of_the_unet(tmp_path):
@@ -26,17 +34,18 @@ def test_further_training_starts_from_something():
         build(config)
 
 
-def test_every_kind_of_word_is_asked_for(tmp_path):
+def test_every_kind_of_word_is_asked_for(arrays):
     """Two pictures' captions are told apart by colours alone; naming asks for family and pattern as well."""
-    make_still_life(tmp_path, 6, StillLifeOptions(seed=1))
     torch.manual_seed(0)
-    arrays, module = StillLifeArrays(tmp_path), ClipModule(lr=1e-3, max_steps=4, words=0.5)
-    pixels, ids, labels = CaptionedPictures(arrays, seed=3).__getitems__([(0, 2), (1, 5)])
-    assert {kind: LABELS[kind][2][label[1]] for kind, label in labels.items()} == {
-        "family": arrays.factors[5].shape.family, "pattern": arrays.factors[5].material.pattern,
-        "color": arrays.factors[5].material.color, "finish": arrays.factors[5].material.finish,
-        "background": arrays.factors[5].scene.background,
+    module = ClipModule(lr=1e-3, max_steps=4, words=0.5)
+    said = [row for row, factors in enumerate(arrays.factors) if factors.material.pattern not in TWO_ALIKE][:2]
+    pixels, ids, labels = CaptionedPictures(arrays, seed=3).__getitems__([(0, said[0]), (1, said[1])])
+    factors = arrays.factors[said[1]]
+    words = {
+        "family": factors.shape.family, "pattern": factors.material.pattern, "color": factors.material.color,
+        "finish": factors.material.finish, "background": factors.scene.background,
     }  # fmt: skip
+    assert {kind: LABELS[kind][2][label[1]] for kind, label in labels.items()} == words
     with torch.no_grad():
         step = module.training_step((pixels, ids, labels), 0)
         embeds = module.clip(input_ids=ids, pixel_values=normalise(pixels)).image_embeds
@@ -47,5 +56,19 @@ def test_every_kind_of_word_is_asked_for(tmp_path):
     assert {kind: logits.shape for kind, logits in named.items()} == {k: (2, len(LABELS[k][2])) for k in labels}
     mug = module.clip.logit_scale.exp() * torch.cosine_similarity(embeds, alone)
     assert torch.allclose(named["family"][:, LABELS["family"][2].index("mug")], mug, atol=1e-4)
-    words = sum(torch.nn.functional.cross_entropy(named[kind], label) for kind, label in labels.items())
-    assert torch.allclose(step["loss"], step["logs"]["contrast"] + 0.5 * words, atol=1e-5)
+    naming = sum(torch.nn.functional.cross_entropy(named[kind], label) for kind, label in labels.items())
+    assert torch.allclose(step["loss"], step["logs"]["contrast"] + 0.5 * naming, atol=1e-5)
+
+
+def test_a_pattern_of_two_equal_colors_does_not_say_which_is_the_first(arrays):
+    labels = CaptionedPictures(arrays, seed=3).__getitems__([(0, row) for row in range(48)])[2]
+    alike = torch.tensor([factors.material.pattern in TWO_ALIKE for factors in arrays.factors])
+    assert alike.any() and torch.equal(labels["color"] == UNSAID, alike)
+    logits = torch.nn.functional.one_hot(labels["color"].clamp_min(0), len(LABELS["color"][2])).float()
+    assert top1(logits, labels["color"]) == 1
+
+
+def test_every_visit_has_its_own_framing(arrays):
+    pictures = CaptionedPictures(arrays, seed=3)
+    first, again, later = (pictures.__getitems__([(epoch, 2)])[0] for epoch in (0, 0, 1))
+    assert torch.equal(first, again) and not torch.equal(first, later)
