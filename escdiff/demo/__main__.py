@@ -67,8 +67,8 @@ def serve(options: dict, studio, queue: int, block: bool = True):
     page = build(studio, sandbox)
     page.queue(max_size=queue, default_concurrency_limit=1, api_open=False)
     page.launch(
-        **options, theme=theme(), css=CSS, max_file_size=MAX_BYTES, app_kwargs={"middleware": [Middleware(Guard)]},
-        prevent_thread_lock=True,
+        **options, theme=theme(), css=CSS, max_file_size=MAX_BYTES, prevent_thread_lock=True,
+        app_kwargs={"middleware": [Middleware(Guard, sandbox=sandbox)]},
     )  # fmt: skip
     print(f"open http://{options['server_name']}:{options['server_port']} (Ctrl-C stops it)", flush=True)
     if block:

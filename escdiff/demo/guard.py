@@ -5,17 +5,20 @@ Gradio would fetch a picture whose path is an address; this page takes no addres
 
 import json
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 MAX_JSON = 256_000  # bytes; uploads have a limit of their own
-REMOTE = ("http://", "https://", "ftp://", "file://", "data:")
 
 
 class Guard:
-    """ASGI middleware (https://asgi.readthedocs.io): refuses with 400, 404 or 413 what no page of ours sends."""
+    """ASGI middleware (https://asgi.readthedocs.io): refuses with 400, 404 or 413 what no page of ours sends.
 
-    def __init__(self, app) -> None:
-        self.app = app
+    Uploads lie below `sandbox`; no file from elsewhere may be named.
+    """
+
+    def __init__(self, app, sandbox: Path) -> None:
+        self.app, self.sandbox = app, sandbox.resolve()
 
     async def __call__(self, scope, receive, send) -> None:
         if scope["type"] != "http":
@@ -40,12 +43,12 @@ class Guard:
             if not message.get("more_body"):
                 break
         try:
-            remote = next(addresses(json.loads(body or b"null")), None)
+            foreign = next(foreign_files(json.loads(body or b"null"), self.sandbox), None)
         except (ValueError, RecursionError):
             await _refuse(send, 400, "the request is no JSON")
             return
-        if remote is not None:
-            await _refuse(send, 400, "files come by upload only, not by address")
+        if foreign is not None:
+            await _refuse(send, 400, "files come by upload only, not by address or path")
             return
         sent = False
 
@@ -59,19 +62,28 @@ class Guard:
         await self.app(scope, again, send)
 
 
-def addresses(value: Any) -> Iterator[str]:
-    """The addresses that stand where a file's path is expected, or hold its content."""
+def foreign_files(value: Any, sandbox: Path) -> Iterator[str]:
+    """The addresses, paths outside `sandbox` and inline contents that stand where a file is expected."""
     if isinstance(value, dict):
         for key, each in value.items():
-            if isinstance(each, str):
-                low = each.strip().lower()
-                if (key == "path" and low.startswith(REMOTE)) or (key == "url" and low.startswith("data:")):
-                    yield each
-            else:
-                yield from addresses(each)
+            if not isinstance(each, str):
+                yield from foreign_files(each, sandbox)
+            elif (key == "path" and not _inside(each, sandbox)) or (key == "url" and _inline(each)):
+                yield each
     elif isinstance(value, list):
         for each in value:
-            yield from addresses(each)
+            yield from foreign_files(each, sandbox)
+
+
+def _inline(address: str) -> bool:
+    return address.strip().lower().startswith("data:")
+
+
+def _inside(path: str, sandbox: Path) -> bool:
+    try:
+        return Path(path).resolve().is_relative_to(sandbox)  # an address, too, is a relative path: not inside
+    except (OSError, ValueError):
+        return False
 
 
 async def _refuse(send, status: int, why: str) -> None:

@@ -17,14 +17,13 @@ from transformers import CLIPModel
 
 from escdiff.data.arrays import LABELS, StillLifeArrays
 from escdiff.data.views import reframe
+from escdiff.encoder.vision import CLIP_MEAN, CLIP_STD
 from escdiff.errors import UserError
 from escdiff.still_life.world import PATTERNS, TWO_ALIKE
 from escdiff.training import mini
 from escdiff.training.muon import Muon
 from escdiff.training.options import option
 from escdiff.training.sampling import EpochSampler
-
-MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 
 # How a word of each kind is shown alone, in the captions' manner.
 NAMED = {
@@ -38,7 +37,7 @@ ALIKE = torch.tensor([PATTERNS.index(name) for name in TWO_ALIKE])
 
 def normalise(pixels: Tensor) -> Tensor:
     """[-1, 1] to CLIP's own mean and deviation. (B, 3, H, W)."""
-    mean, std = (torch.tensor(v, device=pixels.device).view(3, 1, 1) for v in (MEAN, STD))
+    mean, std = (torch.tensor(v, device=pixels.device).view(3, 1, 1) for v in (CLIP_MEAN, CLIP_STD))
     return (pixels * 0.5 + 0.5 - mean) / std
 
 

@@ -5,7 +5,7 @@ import torch
 from PIL import Image
 from transformers import CLIPVisionConfig, CLIPVisionModel
 
-from escdiff.demo.guard import addresses
+from escdiff.demo.guard import foreign_files
 from escdiff.demo.studio import MAX_PROMPT, Studio
 from escdiff.encoder import ConceptEncoder, EncoderConfig, load_vision
 from escdiff.errors import UserError
@@ -142,11 +142,9 @@ def bomb(side=20_000):
     )
 
 
-def test_addresses_are_found_where_files_are_expected():
-    payload = {
-        "data": [{"path": "http://x/a.png", "meta": {}}, "see http://x", {"url": "http://own/file=a", "path": "/a"}]
-    }
-    assert list(addresses(payload)) == ["http://x/a.png"]
-    assert list(addresses([{"path": "/tmp/a", "url": "data:image/png;base64,"}])) and not list(
-        addresses({"path": "/a"})
-    )
+def test_files_are_those_of_the_sandbox(tmp_path):
+    own = {"path": str(tmp_path / "up" / "a.png"), "url": "http://own/file=a"}
+    assert not list(foreign_files({"data": [own, "see http://x", None, {"path": None}]}, tmp_path))
+    others = ["http://x/a.png", "/etc/passwd", f"{tmp_path}/../b.png", "", "a\0b"]
+    assert list(foreign_files([own, {"data": [{"path": path, "meta": {}} for path in others]}], tmp_path)) == others
+    assert list(foreign_files({**own, "url": " DATA:image/png;base64,"}, tmp_path))
