@@ -5,6 +5,7 @@ from typing import Any
 
 import lightning as L
 import torch
+from diffusers import AutoencoderKL
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
@@ -92,7 +93,10 @@ def build(config):
     """Module, loader and finish for `escdiff.training.run`."""
     pictures = Pictures(StillLifeArrays(config.data.root))
     module = VaeModule(config.optim.lr, config.trainer.max_steps, config.optim.warmup)
-    set_to_pca(module.vae, pictures.arrays.pixels(slice(0, len(pictures), max(1, len(pictures) // 1500))))
+    if config.init:  # its decoder learns on; the encoder stays, and with it all that was trained on its latents
+        module.vae.load_state_dict(AutoencoderKL.from_pretrained(Path(config.init) / "vae").float().state_dict())
+    else:
+        set_to_pca(module.vae, pictures.arrays.pixels(slice(0, len(pictures), max(1, len(pictures) // 1500))))
     loader = DataLoader(
         pictures,
         batch_sampler=EpochSampler(len(pictures), config.data.batch_size, config.seed),
