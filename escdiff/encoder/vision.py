@@ -17,6 +17,14 @@ OPEN_CLIP = "open_clip:"
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 
 
+def normalise(
+    pixels: Tensor, mean: Tensor | Sequence[float] = CLIP_MEAN, std: Tensor | Sequence[float] = CLIP_STD
+) -> Tensor:
+    """Pixels (B, 3, H, W) in [-1, 1] -> the statistics a tower was trained with."""
+    mean, std = (torch.as_tensor(v, device=pixels.device).view(3, 1, 1) for v in (mean, std))
+    return (pixels * 0.5 + 0.5 - mean) / std
+
+
 class VisionBackbone(nn.Module):
     """A frozen tower.
 
@@ -44,7 +52,7 @@ class VisionBackbone(nn.Module):
         if pixels.shape[-2:] != (self.image_size, self.image_size):
             size = (self.image_size, self.image_size)
             pixels = F.interpolate(pixels, size, mode="bicubic", antialias=True, align_corners=False).clamp(-1, 1)
-        return (pixels * 0.5 + 0.5 - self.mean) / self.std
+        return normalise(pixels, self.mean, self.std)
 
     def forward(self, pixels: Tensor, embed: bool = False) -> list[Tensor]:
         """Pixels (B, 3, H, W) in [-1, 1] -> patch tokens (B, N, W) without the class token, one per depth.

@@ -17,7 +17,7 @@ from transformers import CLIPModel
 
 from escdiff.data.arrays import LABELS, StillLifeArrays
 from escdiff.data.views import reframe
-from escdiff.encoder.vision import CLIP_MEAN, CLIP_STD
+from escdiff.encoder.vision import normalise
 from escdiff.errors import UserError
 from escdiff.still_life.world import PATTERNS, TWO_ALIKE
 from escdiff.training import mini
@@ -33,12 +33,6 @@ NAMED = {
 
 UNSAID = -100  # label of what a picture does not say; cross-entropy leaves it out
 ALIKE = torch.tensor([PATTERNS.index(name) for name in TWO_ALIKE])
-
-
-def normalise(pixels: Tensor) -> Tensor:
-    """[-1, 1] to CLIP's own mean and deviation. (B, 3, H, W)."""
-    mean, std = (torch.tensor(v, device=pixels.device).view(3, 1, 1) for v in (CLIP_MEAN, CLIP_STD))
-    return (pixels * 0.5 + 0.5 - mean) / std
 
 
 class CaptionedPictures(Dataset):
@@ -72,14 +66,14 @@ def top1(logits: Tensor, target: Tensor) -> Tensor:
 class ClipModule(L.LightningModule):
     """Both towers.
 
-    With `words` each picture must also be told by every kind of word in its caption, one kind at a time among all
+    With `naming` each picture must also be told by every kind of word in its caption, one kind at a time among all
     its words (as in SuperCLIP, arXiv 2512.14480): a batch of captions seldom needs the noun.
     """
 
     progress = ("top1",)
 
     def __init__(
-        self, lr: float, max_steps: int, warmup: int = 100, weight_decay: float = 0.1, words: float = 0.0
+        self, lr: float, max_steps: int, warmup: int = 100, weight_decay: float = 0.1, naming: float = 0.0
     ) -> None:
         super().__init__()
         self.save_hyperparameters()
@@ -95,10 +89,10 @@ class ClipModule(L.LightningModule):
         loss = self.loss(out.image_embeds, out.text_embeds, self.clip.logit_scale.exp())
         own = torch.arange(len(ids), device=ids.device)
         logs = {"contrast": loss.detach(), "top1": top1(out.logits_per_image, own)}
-        if self.hparams.words:
+        if self.hparams.naming:
             logits = self.name(out.image_embeds)
             losses = [nn.functional.cross_entropy(logits[kind], label) for kind, label in labels.items()]
-            loss = loss + self.hparams.words * sum(losses)
+            loss = loss + self.hparams.naming * sum(losses)
             logs |= {f"top1_{kind}": top1(logits[kind], label) for kind, label in labels.items()}
         return {"loss": loss, "logs": logs}
 
@@ -144,8 +138,8 @@ def build(config):
     optim, new_text = config.optim, option(config, "export_text", True)
     if not (new_text or config.init):
         raise UserError("export_text=false given without init; name the folder whose clip/ is to be trained further")
-    words = option(config, "data.words", 0.0)
-    module = ClipModule(optim.lr, config.trainer.max_steps, optim.warmup, optim.weight_decay, words)
+    naming = option(config, "naming", 0.0)
+    module = ClipModule(optim.lr, config.trainer.max_steps, optim.warmup, optim.weight_decay, naming)
     if config.init:
         module.clip.load_state_dict(CLIPModel.from_pretrained(Path(config.init) / "clip").float().state_dict())
     arrays = StillLifeArrays(config.data.root)

@@ -6,9 +6,10 @@ from omegaconf import OmegaConf
 
 from data_prep.still_life import StillLifeOptions, make_still_life
 from escdiff.data.arrays import LABELS, StillLifeArrays
+from escdiff.encoder.vision import normalise
 from escdiff.errors import UserError
 from escdiff.still_life.world import TWO_ALIKE
-from escdiff.training.clip_module import UNSAID, CaptionedPictures, ClipModule, build, export, normalise, top1
+from escdiff.training.clip_module import UNSAID, CaptionedPictures, ClipModule, build, export, top1
 from escdiff.training.mini import make_tokenizer
 
 
@@ -37,7 +38,7 @@ def test_further_training_starts_from_something():
 def test_every_kind_of_word_is_asked_for(arrays):
     """Two pictures' captions are told apart by colours alone; naming asks for family and pattern as well."""
     torch.manual_seed(0)
-    module = ClipModule(lr=1e-3, max_steps=4, words=0.5)
+    module = ClipModule(lr=1e-3, max_steps=4, naming=0.5)
     said = [row for row, factors in enumerate(arrays.factors) if factors.material.pattern not in TWO_ALIKE][:2]
     pixels, ids, labels = CaptionedPictures(arrays, seed=3).__getitems__([(0, said[0]), (1, said[1])])
     factors = arrays.factors[said[1]]
