@@ -6,6 +6,8 @@ import re
 import sys
 from collections.abc import Callable, Sequence
 
+import yaml
+
 from escdiff.cli.arguments import put_back, set_aside
 from escdiff.errors import UserError
 from escdiff.places import configs_folder
@@ -32,7 +34,7 @@ def compose(name: str, overrides: Sequence[str], text_keys: Sequence[str] = ()) 
         if "=" not in argument and not argument.startswith("~"):
             raise UserError(f"argument {argument!r} given; expected key=value, see --help for the keys")
     # Hydra says "~group" where people say "group=null".
-    rest = [f"~{a[:-5]}" if a.endswith("=null") and (configs_folder() / a[:-5]).is_dir() else a for a in rest]
+    rest = [f"~{a[:-5]}" if a.endswith("=null") and a[:-5] in groups_of(name) else a for a in rest]
     try:
         with initialize_config_dir(str(configs_folder().absolute()), version_base="1.3"):
             config = hydra_compose(name, overrides=rest)
@@ -57,6 +59,12 @@ def explain(error: Exception, name: str) -> str:
     if override := getattr(error, "override", None):
         return f"the argument {override!r} could not be read; quote special characters, as in key='\"a,b\"'"
     return text
+
+
+def groups_of(name: str) -> set[str]:
+    """The groups that `configs/{name}.yaml` lets one choose from; another folder of configs may share a key's name."""
+    defaults = yaml.safe_load((configs_folder() / f"{name}.yaml").read_text())["defaults"]
+    return {group for entry in defaults if isinstance(entry, dict) for group in entry}
 
 
 def known_keys(name: str, groups: Sequence[str] = ()) -> list[str]:
@@ -94,8 +102,8 @@ def reject_unknown(name: str, config: dict, overrides: Sequence[str] = (), but: 
     Raises:
         UserError: naming the key, and the nearest one that exists.
     """
-    chosen = [o for o in overrides if "=" in o and (configs_folder() / o.split("=")[0]).is_dir()]
-    known = known_keys(name, [o for o in chosen if o.split("=")[0] not in OVERRIDING])
+    groups = groups_of(name) - set(OVERRIDING)
+    known = known_keys(name, [o for o in overrides if "=" in o and o.split("=")[0] in groups])
     for key in flatten(config):
         if key not in known and not key.startswith(tuple(but)):
             raise UserError(unknown_key(key, known))

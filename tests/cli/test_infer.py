@@ -50,6 +50,15 @@ def run(folder, tiny_folder, *arguments) -> Path:
     return infer.run(compose("infer", [*common, *arguments], infer.TEXTS))
 
 
+@pytest.mark.parametrize("given", ["encoder={folder}/enc", "encoder=null"])
+def test_the_door_takes_an_encoder_by_its_folder(folder, tiny_folder, tmp_path, given):
+    """`encoder` is a group of the training's configuration and a key of this one."""
+    reference = folder / "pictures" / "b.png"
+    argv = [f"shape={reference}", "steps=1", "num_images=1", f"out={tmp_path / 'o'}", given.format(folder=folder)]
+    infer._main([*argv, *([f"backbone.name={tiny_folder}"] if "null" not in given else [])])
+    assert json.loads((tmp_path / "o" / "run.json").read_text())["pictures"] == 1
+
+
 def test_the_overview(folder, tiny_folder, tmp_path):
     out = run(folder, tiny_folder, f"references={folder / 'pictures'}", f"out={tmp_path / 'o'}")
     about = json.loads((out / "run.json").read_text())
