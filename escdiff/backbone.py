@@ -240,6 +240,17 @@ def pick_device(name: str) -> str:
     return name
 
 
+def pick_dtype(name: str) -> torch.dtype:
+    """A torch dtype by its name in `DTYPES`.
+
+    Raises:
+        UserError: none of those.
+    """
+    if name not in DTYPES:
+        raise UserError(f"backbone.dtype={name} given; expected one of {', '.join(DTYPES)}")
+    return DTYPES[name]
+
+
 def loading_options(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Options of `load_backbone` in a configuration's `backbone` block (`configs/loading.yaml`), its dtype apart.
 

@@ -39,7 +39,8 @@ def generate(
         watch: called after every sampling step with its number, from 0, and the batch's latents (B, C, h, w).
 
     Raises:
-        UserError: a prompt with an unknown placeholder or one beyond the last token; a concept for another backbone.
+        UserError: more steps than the backbone has; a prompt with an unknown placeholder or one beyond the last token;
+            a concept for another backbone.
     """
     if isinstance(concept, Concept):
         concept = [concept]
@@ -47,6 +48,8 @@ def generate(
     if concept and not isinstance(concept, Mapping):
         image = image_tokens(concept, len(prompts))
         space, concept = concept[0].space, stack(concept, backbone)
+    if steps > (most := backbone.scheduler.config.num_train_timesteps):
+        raise UserError(f"steps={steps} given; expected at most {most}, which the backbone was trained with")
     vectors, space = dict(concept or {}), space or backbone.p_plus()
     counts = {name: value.shape[3] for name, value in vectors.items()}
     seeds = list(range(len(prompts))) if seeds is None else list(seeds)

@@ -3,11 +3,13 @@
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
+from escdiff.cli.files import uses_files
 from escdiff.errors import UserError
 
 FREE_BYTES = 50_000_000
-NUMBERS = {"num_images": (1, int), "steps": (1, int), "batch_size": (1, int), "seed": (0, int), "guidance": (0, float)}
+SPLITS = ("hand", "gates")  # see `escdiff.mixing.mix`
 
 
 def check(config: dict) -> None:
@@ -23,22 +25,20 @@ def check(config: dict) -> None:
         raise UserError(f"references= and {given[0]}= were both given; expected a folder for the overview or pictures")
     if config["prompt"] and not given:
         raise UserError("a prompt was given without a picture; expected shape=FILE, appearance=FILE or concept=FILE")
-    if config["mask"] and config["concept"]:
+    if config["mask"] and uses_files(config):
         raise UserError(f"mask={config['mask']} was given with a concept file; expected a picture")
-    for key, (low, kind) in NUMBERS.items():
-        value, accepted = config[key], int if kind is int else int | float
-        if isinstance(value, bool) or not isinstance(value, accepted) or not low <= value < 2**32:
-            what = "a whole number" if kind is int else "a number"
-            raise UserError(f"{key}={value} given; expected {what}, {low} or more")
-    for name, value in config["strength"].items():
-        if isinstance(value, bool) or not isinstance(value, int | float):
-            raise UserError(f"strength.{name}={value} given; expected a number such as 0.5")
-    folder = Path(config["out"]).expanduser()
-    if folder.exists() and not folder.is_dir():
-        raise UserError(f"out={folder} is a file; expected a folder")
+    if uses_files(config) and config["mix"] not in SPLITS and not _is_share(config["mix"]):
+        raise UserError(f"mix={config['mix']} given; expected {', '.join(SPLITS)} or a share from 0 to 1")
+    folder = Path(str(config["out"])).expanduser()
     nearest = next(parent for parent in (folder.absolute(), *folder.absolute().parents) if parent.exists())
+    if not nearest.is_dir():
+        raise UserError(f"out={folder} given, but {nearest} is a file; expected a folder")
     if shutil.disk_usage(nearest).free < FREE_BYTES:
         raise UserError(f"less than {FREE_BYTES // 10**6} MB are free for out={folder}; make room or name another disk")
+
+
+def _is_share(value: Any) -> bool:
+    return isinstance(value, int | float) and 0 <= value <= 1
 
 
 def check_prompt(prompt: str, attributes: Sequence[str], needed: Sequence[str]) -> None:

@@ -27,6 +27,8 @@ def load_concepts(config: dict) -> tuple[dict, tuple[list, list[Path]]]:
     named = config["concept"] or ""
     parts = [named] if Path(named).is_file() else [part.strip() for part in named.split(",") if part.strip()]
     names = {stem or Path(path).stem: Path(path) for stem, _, path in (_named(part) for part in parts)}
+    if named and not parts:
+        raise UserError(f"concept={named} names no file; expected FILE, or NAME=FILE,NAME=FILE")
     if len(names) < len(parts):
         raise UserError(f"concept={named} gives two concepts one name; expected NAME=FILE,NAME=FILE")
     paths = list(names.values()) or [Path(config[key] or "") for key in ("shape", "appearance")]

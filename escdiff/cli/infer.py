@@ -8,7 +8,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from escdiff.cli.checks import check, check_prompt
-from escdiff.cli.compose import compose, door, options, reject_unknown, show
+from escdiff.cli.compose import compose, door, show
+from escdiff.cli.keys import check_keys, options
 
 TEXTS = ("shape", "appearance", "concept", "prompt", "negative_prompt", "references", "encoder", "out", "mask",
          "segmenter", "backbone.name", "backbone.config")  # fmt: skip
@@ -52,8 +53,11 @@ class Seconds(dict):
         self[name] = round(time.perf_counter() - start, 3)
 
 
-def run(config: dict) -> Path:
+def run(config: dict, overrides: Sequence[str] = ()) -> Path:
     """Encode the references, paint, write; returns the folder.
+
+    Args:
+        overrides: those that chose the configuration's groups.
 
     Raises:
         UserError: anything that the user can mend.
@@ -64,6 +68,7 @@ def run(config: dict) -> Path:
     from escdiff.data.images import open_image
     from escdiff.methods.weights import applied
 
+    check_keys("infer", config, overrides)
     check(config)
     files, seconds = uses_files(config), Seconds()
     sources = [] if files else choose_sources(config)
@@ -114,13 +119,14 @@ def choose_sources(config: dict) -> list[str]:
 
 def load_models(config: dict, concepts: Sequence = ()):
     """(backbone, encoder), no encoder when concepts stand for it; what does not fit stops before weights are read."""
-    from escdiff.backbone import DTYPES, load_backbone, loading_options, pick_device, read_blueprint
+    from escdiff.backbone import load_backbone, loading_options, pick_device, pick_dtype, read_blueprint
     from escdiff.encoder import ConceptEncoder
     from escdiff.encoder.checkpoint import read_config
     from escdiff.quiet import quiet_libraries
 
     quiet_libraries()
-    settings, device = config["backbone"], pick_device(config["device"])
+    settings, device = config["backbone"], pick_device(str(config["device"]))
+    dtype = pick_dtype(settings["dtype"])
     options = loading_options(settings)
     where = ("trust_pickle", "config", "revision", "local_files_only")
     plan = read_blueprint(settings["name"], **{key: options[key] for key in where if key in options})
@@ -129,7 +135,7 @@ def load_models(config: dict, concepts: Sequence = ()):
         concept.check_fits(concept.space if same else plan.p_plus(), plan.width)
     if not concepts:
         read_config(config["encoder"], plan)
-    backbone = load_backbone(plan, device=device, dtype=DTYPES[settings["dtype"]], **options)
+    backbone = load_backbone(plan, device=device, dtype=dtype, **options)
     if concepts:
         return backbone, None
     return backbone, ConceptEncoder.from_pretrained(config["encoder"], backbone).to(device)
@@ -174,8 +180,7 @@ def paint(backbone, cells: Sequence[tuple], seeds: Sequence[int], config: dict) 
 
 def _main(argv: list[str]) -> None:
     config = compose("infer", argv, TEXTS)
-    reject_unknown("infer", config, argv, but=("data", "loss"))  # a backbone file also speaks to the training
-    out = run(config)
+    out = run(config, argv)
     print(f"{out / 'grid.png'}  (pictures, concept files and run.json beside it)")
 
 

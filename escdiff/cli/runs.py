@@ -4,7 +4,8 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from escdiff.cli.compose import door, flatten
+from escdiff.cli.compose import door
+from escdiff.cli.keys import flatten
 from escdiff.errors import UserError
 
 HELP = """The runs in a folder, as a Markdown table: what differs between them, how far they are, and their metrics.

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 
-from escdiff.cli.compose import explain
+from escdiff.cli.compose import as_hydra, explain
 from escdiff.errors import UserError
 from escdiff.places import configs_folder
 
@@ -48,7 +48,7 @@ def add_sweeper() -> None:
     Plugins.instance().register(OptunaSweeper)
 
 
-def sweep(argv: Sequence[str], run: Callable[[dict], None], texts: Collection[str]) -> None:
+def sweep(argv: Sequence[str], run: Callable[[dict, Sequence[str]], None], texts: Collection[str]) -> None:
     """Run every cell; its folder is named after what the sweep varies.
 
     Raises:
@@ -63,7 +63,11 @@ def sweep(argv: Sequence[str], run: Callable[[dict], None], texts: Collection[st
     check_extras(argv)
     if "hparams_search=optuna" in argv:
         add_sweeper()
-    given = OverridesParser.create().parse_overrides([a for a in argv if a not in SWEEP])
+    sys.argv[1:] = [a if a in SWEEP else as_hydra(a, "train") for a in argv]  # which Hydra reads
+    try:
+        given = OverridesParser.create().parse_overrides([a for a in sys.argv[1:] if a not in SWEEP])
+    except HydraException as error:
+        raise UserError(explain(error, "train")) from None
     keys = [override.get_key_element() for override in given]
     varies = any(o.is_sweep_override() for o in given) or "hparams_search" in keys
     fixed = [o.get_key_element() for o in given if not o.is_sweep_override()]
@@ -72,12 +76,13 @@ def sweep(argv: Sequence[str], run: Callable[[dict], None], texts: Collection[st
     def run_cell(config: DictConfig) -> float | None:
         values = OmegaConf.to_container(config, resolve=True)
         named = HydraConfig.get().sweeper.get("params")  # cells that an experiment names
-        same = fixed if varies or named else ["experiment", *texts]
+        same = fixed if varies or named else ["experiment", "sweep_dir", *texts]
         cell = [o for o in HydraConfig.get().overrides.task if o.split("=")[0] not in same]
         name = ",".join(cell).replace("/", "-") or "default"
         values["run_id"], values["run_dir"] = name, f"{values['sweep_dir']}/{name}"
         metric = HydraConfig.get().sweeper.get("metric")
-        return run_unless_done(values, run, metric)
+        chosen = HydraConfig.get().overrides.task
+        return run_unless_done(values, lambda cell: run(cell, chosen), metric)
 
     try:
         run_cell()

@@ -3,18 +3,11 @@
 import hashlib
 import sys
 from collections.abc import Sequence
-from dataclasses import fields
 from pathlib import Path
 from types import SimpleNamespace
 
-from escdiff.cli.compose import (
-    compose,
-    door,
-    options,
-    reject_unknown,
-    show,
-    unknown_key,
-)
+from escdiff.cli.compose import compose, door, show
+from escdiff.cli.keys import check_keys, options
 from escdiff.cli.sweep import SWEEP, check_extras, sweep
 from escdiff.errors import UserError
 
@@ -58,31 +51,31 @@ def help_text() -> str:
     return HELP.format(groups="\n" + groups, keys=show(*shown))
 
 
-def run(values: dict) -> None:
+def run(values: dict, overrides: Sequence[str] = ()) -> None:
     """Check a composed configuration and train.
 
+    Args:
+        overrides: those that chose its groups.
+
     Raises:
-        UserError: unknown keys, or whatever the training refuses.
+        UserError: unknown keys, values that they cannot have, or whatever the training refuses.
     """
     from escdiff.data.images import expand
+    from escdiff.data.index import Index
     from escdiff.data.store import is_address
-    from escdiff.encoder.encoder import EncoderConfig
     from escdiff.methods.make import find_method
     from escdiff.quiet import quiet_libraries
-    from escdiff.training.encoder_module import Objective
     from escdiff.training.run import train
 
+    check_keys("train", values, overrides)
     quiet_libraries()
     if values.get("method") and not (values["data"]["references"] or find_method(values["method"]["_target_"]).encodes):
         raise UserError("no references given; expected data.references=DIR with pictures of one concept")
-    for part, kind in (("encoder", EncoderConfig), ("loss", Objective)):
-        known = {field.name for field in fields(kind)}
-        for key in values[part]:
-            if key not in known:
-                raise UserError(unknown_key(f"{part}.{key}", [f"{part}.{name}" for name in sorted(known)]))
     if shards := values["data"]["shards"]:
         if not is_address(shards) and not expand(shards).is_dir():
             raise UserError(f"data.shards={shards} is no folder; expected webdataset shards with their index in one")
+        if not is_address(shards):
+            Index.load(expand(shards))  # nothing is rendered into a folder of the user's own
         values["data"]["root"] = shards
     elif values["data"]["references"]:
         pass  # pictures of the user's own; no data set is read
@@ -117,8 +110,7 @@ def _main(argv: list[str]) -> None:
     check_extras(argv)
     values = compose("train", argv, TEXTS)
     name_run(values, argv)
-    reject_unknown("train", values, argv, but=("encoder.", "loss."))  # their own classes judge those, see `run`
-    run(values)
+    run(values, argv)
 
 
 def main() -> None:

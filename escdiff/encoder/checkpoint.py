@@ -56,7 +56,7 @@ def read_config(folder: str | Path | None, backbone=None):
             raise KeyError("format")
         values = {k: tuple(v) if isinstance(v, list) else v for k, v in about["encoder"].items()}
         config, space = EncoderConfig(**values), ConditioningSpace.from_metadata(about)
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         how = "train one with `python train.py experiment=mini/encoder` or name another folder"
         raise UserError(f"no encoder in {folder}; {how}") from None
     except (KeyError, TypeError, ValueError) as error:

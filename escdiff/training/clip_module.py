@@ -22,7 +22,7 @@ from escdiff.errors import UserError
 from escdiff.still_life.world import PATTERNS, TWO_ALIKE
 from escdiff.training import mini
 from escdiff.training.muon import Muon
-from escdiff.training.options import option
+from escdiff.training.options import export_folder, option
 from escdiff.training.sampling import EpochSampler
 
 # How a word of each kind is shown alone, in the captions' manner.
@@ -141,8 +141,8 @@ def build(config):
     naming = option(config, "naming", 0.0)
     module = ClipModule(optim.lr, config.trainer.max_steps, optim.warmup, optim.weight_decay, naming)
     if config.init:
-        module.clip.load_state_dict(CLIPModel.from_pretrained(Path(config.init) / "clip").float().state_dict())
+        module.clip.load_state_dict(mini.load_weights(CLIPModel, config.init, "clip"))
     arrays = StillLifeArrays(config.data.root)
     sampler = EpochSampler(len(arrays), config.data.batch_size, config.seed)
     loader = DataLoader(CaptionedPictures(arrays, config.seed), batch_sampler=sampler, collate_fn=lambda batch: batch)
-    return module, loader, lambda trained: export(trained, Path(config.export), new_text)
+    return module, loader, lambda trained: export(trained, export_folder(config), new_text)

@@ -259,7 +259,7 @@ def masks(batch: dict[str, Any], *names: str) -> Tensor | None:
 def build(config: Any):
     """Module, data and finish for `escdiff.training.run`; encodes the latents where none are cached."""
     from escdiff.training.encoder_setup import make_backbone, make_data, make_encoder, make_objective
-    from escdiff.training.options import option
+    from escdiff.training.options import export_folder, option
 
     backbone = make_backbone(config)
     data = make_data(config, backbone)
@@ -269,5 +269,4 @@ def build(config: Any):
         option(config, "optim.warmup", 200), option(config, "optim.weight_decay", 0.01),
     )  # fmt: skip
     module.set_preview(data.preview())
-    target = Path(option(config, "export") or Path(config.run_dir) / "export").expanduser()
-    return module, data, lambda trained: trained.export(target)
+    return module, data, lambda trained: trained.export(export_folder(config))

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from escdiff.backbone import DTYPES, Backbone, load_backbone, loading_options
+from escdiff.backbone import Backbone, load_backbone, loading_options, pick_dtype
 from escdiff.conditioning import ConditioningSpace
 from escdiff.data.datamodule import EncoderDataModule
 from escdiff.data.images import expand
@@ -96,7 +96,7 @@ def make_data(config: Any, backbone: Backbone):
         device = "cuda" if torch.cuda.is_available() else "cpu"
         backbone.vae.to(device)
         encode_dataset(root, backbone.moments, key, device=device)
-    dtype = DTYPES[option(config, "backbone.dtype", "float32")]
+    dtype = pick_dtype(option(config, "backbone.dtype", "float32"))
     if backbone.dtype != dtype:
         backbone.to(dtype=dtype)
     shares = _given(config, "one_reference", "shape_only", "appearance_only", "reframed", "val_fraction")

@@ -6,14 +6,14 @@ from typing import Any
 
 import torch
 
-from escdiff.backbone import Backbone
+from escdiff.backbone import Backbone, pick_dtype
 from escdiff.data.images import to_pixels
 from escdiff.errors import UserError
 from escdiff.methods import Method, make_method
 from escdiff.pipeline import generate
-from escdiff.training.encoder_setup import DTYPES, make_backbone, make_data
+from escdiff.training.encoder_setup import make_backbone, make_data
 from escdiff.training.method_module import MethodModule
-from escdiff.training.options import option, to_plain
+from escdiff.training.options import export_folder, option, to_plain
 from escdiff.training.references import Prior, ReferenceData, References, encode
 
 PRIOR_STEPS, PRIOR_GUIDANCE, PRIOR_WEIGHT, PRIOR_COUNT = 25, 5.0, 1.0, 16
@@ -34,6 +34,8 @@ def build(config: Any):
     if torch.cuda.is_available() and option(config, "trainer.accelerator", "auto") in ("auto", "gpu", "cuda"):
         backbone.to("cuda")  # references are encoded and priors painted before Lightning moves anything
     method = make_method(to_plain(settings), backbone).to(backbone.device)
+    if (init := option(config, "init")) and not method.encodes:
+        raise UserError(f"init={init} given, but {type(method).__name__} learns nothing beforehand; leave it out")
     if source is None:
         data, spent = make_learning(config, method), 0.0
     else:
@@ -50,8 +52,7 @@ def build(config: Any):
         option(config, "optim.weight_decay", 0.0), option(config, "loss.high_noise_bias", 0.0),
         spent, source is not None,
     )  # fmt: skip
-    target = Path(option(config, "export") or Path(config.run_dir) / "export").expanduser()
-    return module, data, lambda trained: trained.export(target)
+    return module, data, lambda trained: trained.export(export_folder(config))
 
 
 def make_references(config: Any, method: Method, references: References) -> ReferenceData:
@@ -98,7 +99,7 @@ def picture_size(backbone: Backbone) -> int:
 
 def _cast(config: Any, method: Method) -> None:
     """The frozen weights to `backbone.dtype`; what is trained of the U-Net stays in float32."""
-    dtype = DTYPES[option(config, "backbone.dtype", "float32")]
+    dtype = pick_dtype(option(config, "backbone.dtype", "float32"))
     if method.backbone.dtype != dtype:
         method.backbone.to(dtype=dtype)
     for parameter in method.kept:

@@ -8,10 +8,11 @@ from pathlib import Path
 
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
-from torch import nn
+from torch import Tensor, nn
 from transformers import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPTokenizer, CLIPVisionConfig
 
 from escdiff.backbone import mini_folder
+from escdiff.errors import UserError
 
 SIZE = 128  # pixels
 LATENT_CHANNELS = 8  # four cannot hold small patterns at 128 pixels
@@ -91,6 +92,19 @@ def make_scheduler() -> DDIMScheduler:
 def part(folder: Path, name: str) -> Path:
     """Where to read a part from: `folder` if an earlier training exported it there, else the bundled model."""
     return folder / name if (folder / name).is_dir() else mini_folder() / name
+
+
+def load_weights(kind: type, folder: str | Path, name: str) -> dict[str, Tensor]:
+    """The weights, in float32, of the part `name` that a training exported to `folder`.
+
+    Raises:
+        UserError: there is none.
+    """
+    place = Path(folder).expanduser() / name
+    if not (place / "config.json").is_file():
+        what = f"no {name} in {place.parent}"
+        raise UserError(f"{what}; train it with `python train.py experiment=mini/{name}` or name another folder")
+    return kind.from_pretrained(place).float().state_dict()
 
 
 def save_half(module: nn.Module, folder: Path) -> None:

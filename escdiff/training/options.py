@@ -20,6 +20,11 @@ def option(config: Any, name: str, default: Any = None) -> Any:
     return value
 
 
+def export_folder(config: Any) -> Path:
+    """Where the result of a training goes."""
+    return Path(option(config, "export") or Path(config.run_dir) / "export").expanduser()
+
+
 def to_plain(config: Any) -> Any:
     """Dicts, lists and plain values of a configuration, for writing it down."""
     if is_dataclass(config) and not isinstance(config, type):

@@ -16,6 +16,7 @@ from escdiff.still_life.oracle import CLASSES, Oracle
 from escdiff.still_life.world import TWO_ALIKE
 from escdiff.training import mini
 from escdiff.training.muon import Muon
+from escdiff.training.options import export_folder
 from escdiff.training.sampling import EpochSampler
 
 VALUE_WEIGHTS = {"params": 4, "rgb": 40, "rgb2": 20, "gloss": 4}  # an error of 0.05 is far off for a colour
@@ -105,11 +106,11 @@ def build(config):
     data = LabelledPictures(StillLifeArrays(config.data.root))
     module = OracleModule(config.optim.lr, config.trainer.max_steps, config.optim.warmup)
     if config.init:
-        module.oracle.load_state_dict(Oracle.from_pretrained(config.init).state_dict())
+        module.oracle.load_state_dict(Oracle.from_pretrained(Path(config.init).expanduser() / "oracle").state_dict())
     sampler = EpochSampler(len(data), config.data.batch_size, config.seed)
     loader = DataLoader(data, batch_sampler=sampler, collate_fn=lambda batch: batch)
 
     def finish(trained: OracleModule) -> None:
-        trained.oracle.eval().save_pretrained(Path(config.export) / "oracle")
+        trained.oracle.eval().save_pretrained(export_folder(config) / "oracle")
 
     return module, loader, finish

@@ -12,6 +12,7 @@ from typing import Any
 
 import lightning as L
 import torch
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from escdiff.errors import UserError
 from escdiff.training.averaging import Average
@@ -46,7 +47,7 @@ def train(config: Any, callbacks: Sequence[L.Callback] = ()) -> None:
     On one process a run that was stopped and resumed gives bit for bit what it would have given in one go.
 
     Raises:
-        UserError: an unknown recipe, data or checkpoints that do not fit, or too little disk space.
+        UserError: an unknown recipe, data or checkpoints that do not fit, no such device, or too little disk space.
     """
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)  # else it advertises
     folder = RunFolder(config.run_dir)
@@ -127,15 +128,22 @@ def make_trainer(config: Any, folder: RunFolder, average: Average, extra: Sequen
     ]  # fmt: skip
     loggers = make_loggers(config, folder.path)
     callbacks.insert(0, Rewind(loggers[0]))
-    return L.Trainer(
-        accelerator=get("accelerator", "auto"), devices=get("devices", "auto"), num_nodes=get("num_nodes", 1),
-        strategy=get("strategy", "auto"), precision=get("precision", "32-true"),
-        max_steps=get("max_steps", 1000), max_epochs=-1, accumulate_grad_batches=get("accumulate", 1),
-        log_every_n_steps=get("log_steps", 50), callbacks=callbacks, logger=loggers, plugins=[files],
-        profiler=speed.clock, default_root_dir=folder.path, use_distributed_sampler=False,
-        enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
-        num_sanity_val_steps=0, limit_val_batches=0,
-    )  # fmt: skip
+    where = {
+        "accelerator": get("accelerator", "auto"), "devices": get("devices", "auto"),
+        "num_nodes": get("num_nodes", 1), "strategy": get("strategy", "auto"),
+        "precision": get("precision", "32-true"),
+    }  # fmt: skip
+    try:
+        return L.Trainer(
+            **where, max_steps=get("max_steps", 1000), max_epochs=-1, accumulate_grad_batches=get("accumulate", 1),
+            log_every_n_steps=get("log_steps", 50), callbacks=callbacks, logger=loggers, plugins=[files],
+            profiler=speed.clock, default_root_dir=folder.path, use_distributed_sampler=False,
+            enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
+            num_sanity_val_steps=0, limit_val_batches=0,
+        )  # fmt: skip
+    except (MisconfigurationException, ValueError) as error:  # there is no such device here, or no such strategy
+        given = ", ".join(f"trainer.{name}={value}" for name, value in where.items())
+        raise UserError(f"{given} given, of which Lightning says: {' '.join(str(error).split())}") from error
 
 
 class Rewind(L.Callback):

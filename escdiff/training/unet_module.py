@@ -2,7 +2,6 @@
 
 import shutil
 from collections.abc import Iterator
-from pathlib import Path
 
 import lightning as L
 import numpy as np
@@ -16,6 +15,7 @@ from escdiff.data.latents import encode_dataset, load_latents, vae_key
 from escdiff.still_life.world import PATTERNS
 from escdiff.training import mini
 from escdiff.training.muon import Muon
+from escdiff.training.options import export_folder
 from escdiff.training.sampling import EpochSampler
 
 # How often a caption leaves something unsaid, so that the backbone knows what to do with part of a description.
@@ -102,7 +102,7 @@ def build(config):
     from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel
     from transformers import CLIPTextModel, CLIPTokenizer
 
-    folder = Path(config.export)
+    folder = export_folder(config)
     vae = AutoencoderKL.from_pretrained(mini.part(folder, "vae"), torch_dtype=torch.float32).eval()
     text = CLIPTextModel.from_pretrained(mini.part(folder, "text_encoder"), dtype=torch.float32)
     tokenizer = CLIPTokenizer.from_pretrained(mini.part(folder, "tokenizer"))
@@ -114,7 +114,7 @@ def build(config):
         text, config.optim.lr, config.trainer.max_steps, config.optim.warmup, config.loss.high_noise_bias
     )
     if config.init:
-        module.unet.load_state_dict(UNet2DConditionModel.from_pretrained(config.init).float().state_dict())
+        module.unet.load_state_dict(mini.load_weights(UNet2DConditionModel, config.init, "unet"))
     plain_steps = int(config.data.plain_share * config.trainer.max_steps)
     sampler = PlainFirst(arrays, config.data.batch_size, config.seed, plain_steps)
     loader = DataLoader(data, batch_sampler=sampler, collate_fn=lambda batch: batch)

@@ -1,6 +1,5 @@
 """The bundled model's VAE: an encoder set to PCA (see `pca_encoder`) and a decoder learned against it."""
 
-from pathlib import Path
 from typing import Any
 
 import lightning as L
@@ -11,6 +10,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from escdiff.data.arrays import StillLifeArrays
 from escdiff.training import mini
+from escdiff.training.options import export_folder
 from escdiff.training.pca_encoder import set_to_pca
 from escdiff.training.sampling import EpochSampler
 
@@ -94,7 +94,7 @@ def build(config):
     pictures = Pictures(StillLifeArrays(config.data.root))
     module = VaeModule(config.optim.lr, config.trainer.max_steps, config.optim.warmup)
     if config.init:  # its decoder learns on; the encoder stays, and with it all that was trained on its latents
-        module.vae.load_state_dict(AutoencoderKL.from_pretrained(Path(config.init) / "vae").float().state_dict())
+        module.vae.load_state_dict(mini.load_weights(AutoencoderKL, config.init, "vae"))
     else:
         set_to_pca(module.vae, pictures.arrays.pixels(slice(0, len(pictures), max(1, len(pictures) // 1500))))
     loader = DataLoader(
@@ -104,6 +104,6 @@ def build(config):
     )
 
     def finish(trained: VaeModule) -> None:
-        mini.save_half(trained.vae.eval(), Path(config.export) / "vae")
+        mini.save_half(trained.vae.eval(), export_folder(config) / "vae")
 
     return module, loader, finish

@@ -6,7 +6,8 @@ import pytest
 import yaml
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
-from escdiff.cli.compose import compose, configs_folder, known_keys, reject_unknown
+from escdiff.cli.compose import compose, configs_folder
+from escdiff.cli.keys import check_keys, defaults_of
 from escdiff.cli.train import TEXTS
 from escdiff.errors import UserError
 
@@ -20,17 +21,17 @@ BACKBONES = sorted(path.stem for path in (configs_folder() / "backbone").glob("*
 @pytest.mark.parametrize("name", EXPERIMENTS)
 def test_every_experiment_composes_and_opens_with_its_command(name):
     config = compose("train", [f"experiment={name}"], TEXTS)
-    reject_unknown("train", config)
+    check_keys("train", config)
     text = (configs_folder() / "experiment" / f"{name}.yaml").read_text()
     assert all(word in text for word in ("# Command:", "# Hardware:", "# Time:", "# Expect:"))
 
 
 @pytest.mark.parametrize("name", [name for name in EXPERIMENTS if name.startswith("ablation/")])
 def test_every_cell_of_an_ablation_changes_the_base_and_keys_that_exist(name):
-    known = known_keys("train")
+    known = defaults_of("train")
     cells = yaml.safe_load((configs_folder() / "experiment" / f"{name}.yaml").read_text())["hydra"]["sweeper"]["params"]
     base = compose("train", ["experiment=mini/ablation"], TEXTS)
-    assert compose("train", [f"experiment={name}"], TEXTS) == base and cells.keys() <= set(known)
+    assert compose("train", [f"experiment={name}"], TEXTS) == base and cells.keys() <= known.keys()
     overrides = OverridesParser.create().parse_overrides([f"{key}={values}" for key, values in cells.items()])
     choices = [
         [f"{o.key_or_group}={v}" for v in (o.sweep_string_iterator() if o.is_sweep_override() else [o.value()])]
@@ -49,7 +50,7 @@ def test_every_backbone_composes_in_both_doors(door, name):
 
 @pytest.mark.parametrize("overrides", [["trainer=ddp"], ["trainer=multinode"], ["logger=wandb"], ["debug=default"]])
 def test_groups(overrides):
-    reject_unknown("train", compose("train", overrides), overrides)
+    check_keys("train", compose("train", overrides), overrides)
 
 
 @pytest.mark.parametrize(
@@ -61,11 +62,26 @@ def test_groups(overrides):
         (["experiment=mini/foo"], ("mini/foo", "mini/unet")),
         (["optim.lr"], ("optim.lr", "key=value")),
         (["data.size=[1,"], ("data.size",)),
+        (["=1"], ("=1", "key=value")),
+        (["space=null"], ("space=null", "p_plus")),
+        (["~backbone"], ("backbone", "sd15")),
+        (["~seed"], ("seed",)),
+        (["seed=null"], ("seed=None", "whole number")),
+        (["seed=-1"], ("seed=-1", "0 or more")),
+        (["optim=null"], ("optim=None", "optim.lr")),
+        (["optim.lr=abc"], ("optim.lr=abc", "a number")),
+        (["optim.lr=nan"], ("optim.lr=nan", "0 or more")),
+        (["trainer.threads=0"], ("trainer.threads=0", "1 or more")),
+        (["trainer.max_steps=1.5"], ("trainer.max_steps=1.5", "whole number")),
+        (["resume=3"], ("resume=3", "true or false")),
+        (["encoder.shape_depths=3"], ("encoder.shape_depths=3", "a list")),
+        (["encoder.gates=[1]"], ("encoder.gates", "a text")),
+        (["run_dir=null"], ("run_dir=None", "a text")),
     ],
 )
 def test_mistakes_give_one_sentence(overrides, words):
     with pytest.raises(UserError) as caught:
-        reject_unknown("train", compose("train", overrides, TEXTS))
+        check_keys("train", compose("train", overrides, TEXTS), overrides)
     message = str(caught.value)
     assert all(word in message for word in words)
     assert "\n" not in message and len(message) < 300

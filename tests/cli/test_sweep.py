@@ -67,7 +67,7 @@ def test_every_cell_has_its_folder_and_runs_once(sweep):
 
 def test_an_experiment_may_name_the_cells_of_a_sweep(tmp_path, monkeypatch):
     ran = []
-    monkeypatch.setattr(train, "run", ran.append)
+    monkeypatch.setattr(train, "run", lambda values, overrides: ran.append(values))
     monkeypatch.setattr(RunFolder, "write_manifest", lambda self, **values: None)
     for group in ("branches", "tokens"):
         argv = ["-m", f"experiment=ablation/{group}", f"sweep_dir={tmp_path}", "data.batch_size=2"]
@@ -79,7 +79,7 @@ def test_an_experiment_may_name_the_cells_of_a_sweep(tmp_path, monkeypatch):
     ]  # fmt: skip
     assert [v["run_dir"] for v in ran] == [f"{tmp_path}/{v['run_id']}" for v in ran]
     assert ran[1]["encoder"]["branches"] == "routed" and ran[4]["encoder"]["tokens"] == {"shape": 4, "appearance": 4}
-    assert ran[0]["trainer"]["max_steps"] == 800  # the base cell's
+    assert ran[0]["trainer"]["max_steps"] == 400  # the base cell's
 
 
 @needs_optuna
@@ -107,6 +107,18 @@ def test_extras_are_asked_for(monkeypatch):
         check_extras(["-m", "launcher=slurm"])
 
 
-def test_unknown_keys_of_a_sweep_are_one_sentence(sweep):
-    with pytest.raises(UserError, match=r"optim\.lr"):
-        sweep.call("optim.lrr=1,2")
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["optim.lrr=1,2"], r"optim\.lr"),
+        (["+optim.lrr=1"], r"optim\.lr"),
+        (["optim.lr=1,big"], "optim.lr=big"),
+        (["optim.lr"], "key=value"),
+        (["optim.lr=[1"], r"optim\.lr"),
+        (["space=null"], "space=null"),
+    ],
+)
+def test_mistakes_in_a_sweep_are_one_sentence(sweep, arguments, words):
+    with pytest.raises(UserError, match=words) as caught:
+        sweep.call(*arguments)
+    assert "\n" not in str(caught.value)

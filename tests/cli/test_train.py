@@ -79,13 +79,22 @@ def test_killed_and_started_again(common, tmp_path):
         (["recipe=cake"], "recipe 'cake'"),
         (["encoder.gates=some"], "encoder.gates='some'"),
         (["data.shards=nowhere"], "nowhere"),
+        (["data.shards={empty}"], "holds no"),
+        (["data.root=null"], "data.root=None"),
+        (["backbone.dtype=half"], "backbone.dtype=half"),
+        (["trainer.strategy=fast"], "trainer.strategy=fast"),
+        (["trainer.devices=0"], "trainer.devices=0"),
+        (["recipe=vae", "init={empty}"], "no vae in"),
+        (["recipe=unet", "init={empty}"], "no unet in"),
+        (["method=ti", "data.references={data}", "init={empty}"], "leave it out"),
         (["backbone.name=nowhere/at/all.safetensors", "data.shards={data}"], "nowhere"),
         (["backbone=sd15", "data.root=outputs/still_life"], "data.shards=DIR"),
     ],
 )
 def test_refused_in_one_sentence(common, tmp_path, arguments, words):
     data = next(c.split("=", 1)[1] for c in common if c.startswith("data.root"))
-    arguments = [a.replace("{data}", data) for a in arguments]
+    (tmp_path / "empty").mkdir()
+    arguments = [a.replace("{data}", data).replace("{empty}", str(tmp_path / "empty")) for a in arguments]
     kept = [c for c in common if not ("backbone=sd15" in arguments and c.startswith(("backbone", "data.root")))]
     with pytest.raises(UserError) as caught:
         train._main([*kept, f"run_dir={tmp_path}", "trainer.max_steps=1", *arguments])

@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from escdiff.cli import compose, infer, train
+from escdiff.cli import compose, infer, keys, train
 from escdiff.concept import Concept
 from escdiff.errors import UserError
 from escdiff.methods.make import find_method, make_method
@@ -40,7 +40,7 @@ class Halves(Method):
 @pytest.mark.parametrize("name", NAMES)
 def test_every_method_composes_and_its_keys_are_its_class_arguments(name):
     config = compose.compose("train", [f"method={name}", "data.references=x"], train.TEXTS)
-    compose.reject_unknown("train", config, [f"method={name}"])
+    keys.check_keys("train", config, [f"method={name}"])
     assert config["recipe"] == "method" and config["run_id"] == name
     settings = config["method"]
     kind = find_method(settings.pop("_target_"))
@@ -64,7 +64,8 @@ def test_a_new_method_is_one_file_and_one_yaml(door, monkeypatch, tmp_path, tiny
         "method: {_target_: escdiff.methods.halves.Halves, init: mug}\n"
     )
     monkeypatch.setattr(escdiff.methods, "__path__", [*escdiff.methods.__path__, str(tmp_path / "rooms")])
-    monkeypatch.setattr(compose, "configs_folder", lambda: tmp_path / "configs")
+    for room in (compose, keys):
+        monkeypatch.setattr(room, "configs_folder", lambda: tmp_path / "configs")
     try:
         concept = Concept.load(door("halves", "method.init=dog") / "export" / "concept.safetensors")
     finally:
