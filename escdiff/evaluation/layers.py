@@ -14,18 +14,22 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from PIL.Image import Image
 from torch import Tensor, nn
+from torch.nn.functional import normalize
 
 from escdiff.concept import ATTRIBUTES
 from escdiff.conditioning import ConditioningSpace, PromptEncoder
 from escdiff.data.progress import sample_progress
 from escdiff.evaluation import scores
+from escdiff.evaluation.metrics.features import Clip
 from escdiff.evaluation.models import Models
 from escdiff.evaluation.references import stream
 from escdiff.pipeline import generate
 from escdiff.still_life import world
 
 PROMPT = "a photo of a <color> <family> on a white background"
+ZERO_SHOT = {"family": "a photo of a {}", "color": "a photo of a {} object"}  # what CLIP compares pictures with
 STREAM = 50
 
 
@@ -36,11 +40,13 @@ class Split:
     Attributes:
         inner: number of layers with the second description, growing.
         shown: "family" and "color" -> metrics (mean, low, high, n) of showing the second's, one per `inner`.
+        nearer: likewise, of being nearer to the second's word than to the first's for CLIP; empty without one.
         attention: (L,) share of the family word in the attention to both words.
     """
 
     inner: list[int]
     shown: dict[str, list[dict]]
+    nearer: dict[str, list[dict]]
     attention: list[float]
 
 
@@ -60,7 +66,8 @@ def split_prompts(models: Models, count: int, seed: int) -> Split:
     }
     seeds = rng.integers(1 << 31, size=count).tolist()
     inner = sorted({*range(0, space.num_layers, 2), space.num_layers})
-    shown: dict[str, list[dict]] = {"family": [], "color": []}
+    shown: dict[str, list[dict]] = {name: [] for name in ZERO_SHOT}
+    nearer: dict[str, list[dict]] = {name: [] for name in ZERO_SHOT if models.clip}
     slots = dict(prompts.tokenize(PROMPT, dict.fromkeys(words, 1)).slots)
     share = AttentionShare(models.backbone.unet, space, slots["<family>"], slots["<color>"])
     with sample_progress("layers", count * len(inner)) as advance:
@@ -78,8 +85,17 @@ def split_prompts(models: Models, count: int, seed: int) -> Split:
                 wanted = [pair[1] for pair in pairs[f"<{name}>"]]
                 values = [float(reading[name] == word) for reading, word in zip(readings, wanted, strict=True)]
                 found.append(scores.summarise(name, values))
+            for name, found in nearer.items():
+                found.append(scores.summarise(name, prefers_second(models.clip, pictures, name, pairs[f"<{name}>"])))
             advance(count)
-    return Split(inner, shown, share.result())
+    return Split(inner, shown, nearer, share.result())
+
+
+def prefers_second(clip: Clip, pictures: Sequence[Image], name: str, pairs: Sequence[Sequence[str]]) -> list[float]:
+    """Per picture, 1 if CLIP finds it nearer to the second word of its pair than to the first."""
+    first, second = (normalize(clip.texts([ZERO_SHOT[name].format(pair[i]) for pair in pairs])) for i in (0, 1))
+    seen = normalize(clip.pictures(pictures))
+    return ((seen * (second - first)).sum(1) > 0).float().tolist()
 
 
 class AttentionShare:
@@ -136,6 +152,9 @@ def draw_figure(split: Split, gates: dict[str, Tensor] | None, names: Sequence[s
         mean, low, high = (100 * np.array([m[key] for m in split.shown[name]]) for key in ("mean", "low", "high"))
         left.plot(split.inner, mean, "o-", color=color, label=f"{name} of the second", markersize=4)
         left.fill_between(split.inner, low, high, color=color, alpha=0.15, linewidth=0)
+        if name in split.nearer:
+            mean = [100 * found["mean"] for found in split.nearer[name]]
+            left.plot(split.inner, mean, ":", color=color, label=f"{name}: nearer to it for CLIP")
     left.set(xlabel="layers with the second description, middle first", ylabel="% of pictures", ylim=(-3, 103))
     left.legend(frameon=False)
     layers = range(len(split.attention))

@@ -2,7 +2,9 @@ import pytest
 import torch
 
 from escdiff.evaluation import layers
-from escdiff.evaluation.layers import AttentionShare, Split, draw_figure, middle_out, split_prompts
+from escdiff.evaluation.layers import AttentionShare, Split, draw_figure, middle_out, prefers_second, split_prompts
+from escdiff.evaluation.metrics.features import load_clip
+from escdiff.evaluation.models import draw
 
 
 @pytest.fixture
@@ -39,6 +41,12 @@ def test_second_words_reach_the_innermost_layers_only(painter, monkeypatch):
     assert [len(found) for found in split.shown.values()] == [len(split.inner)] * 2
 
 
+def test_clip_prefers_the_word_that_is_shown(mug):
+    clip, (picture,) = load_clip("mini"), draw([mug])
+    assert prefers_second(clip, [picture] * 2, "family", [("dog", "mug"), ("mug", "dog")]) == [1, 0]
+    assert prefers_second(clip, [picture] * 2, "color", [("green", "red"), ("red", "green")]) == [1, 0]
+
+
 def test_attention_share_is_of_the_two_positions(painter):
     backbone = painter.backbone
     space, unet = backbone.p_plus(), backbone.unet
@@ -55,7 +63,7 @@ def test_attention_share_is_of_the_two_positions(painter):
 
 def test_the_figure_is_drawn(tmp_path):
     found = [{"mean": 0.5, "low": 0.4, "high": 0.6, "n": 4}] * 2
-    split = Split([0, 2], {"family": found, "color": found}, [0.5, 0.25])
+    split = Split([0, 2], {"family": found, "color": found}, {"family": found}, [0.5, 0.25])
     gates = {"shape": torch.ones(2, 1), "appearance": torch.zeros(2, 1)}
     names = ["down_blocks.0.attentions.1.transformer_blocks.0.attn2", "mid_block.attentions.0.attn2"]
     draw_figure(split, gates, names, tmp_path / "figure.png")
