@@ -87,6 +87,15 @@ def test_mistakes_give_one_sentence(overrides, words):
     assert "\n" not in message and len(message) < 300
 
 
+def test_the_experiment_follows_the_backbone():
+    assert compose("train", [])["trainer"] == compose("train", ["experiment=mini/encoder"])["trainer"]
+    for name in BACKBONES:
+        config = compose("train", [f"backbone={name}"])
+        assert config == compose("train", [f"backbone={name}", f"experiment={name}/encoder"])
+        assert bool(config["encoder"]["vocabulary"]["shape"]) == (name == "mini")  # the nouns of its own world
+    assert compose("train", ["backbone=sd15", "method=xti"])["recipe"] == "method"
+
+
 def test_settings_and_their_classes_agree():
     from dataclasses import asdict
 
