@@ -10,6 +10,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from escdiff.data.arrays import StillLifeArrays
 from escdiff.training import mini
+from escdiff.training.muon import Muon
 from escdiff.training.options import export_folder
 from escdiff.training.pca_encoder import set_to_pca
 from escdiff.training.sampling import EpochSampler
@@ -85,7 +86,7 @@ class VaeModule(L.LightningModule):
 
     def configure_optimizers(self):
         learned = [p for p in self.vae.parameters() if p.requires_grad]
-        optimizer = torch.optim.AdamW(learned, lr=self.hparams.lr, betas=(0.9, 0.98), weight_decay=0.0)
+        optimizer = Muon(learned, self.hparams.lr, weight_decay=0.0)
         return mini.with_schedule(optimizer, self.hparams.warmup, self.hparams.max_steps)
 
 
