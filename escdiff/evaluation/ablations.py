@@ -20,13 +20,15 @@ NOTE = (
 
 
 def find_runs(folders: Sequence[Path]) -> list[Path]:
-    """The run folders among and directly below `folders`, `default` first.
+    """The run folders among `folders`, or directly below those that are none, `default` first.
 
     Raises:
         UserError: there is none.
     """
-    candidates = [path for folder in folders for path in (folder, *sorted(folder.glob("[!.]*")))]
-    runs = list(dict.fromkeys(path for path in candidates if (path / "manifest.json").is_file()))
+    is_run = lambda path: (path / "manifest.json").is_file()  # noqa: E731
+    # A run's own checkpoints have a manifest too.
+    groups = [[folder] if is_run(folder) else sorted(folder.glob("[!.]*")) for folder in folders]
+    runs = list(dict.fromkeys(path for group in groups for path in group if is_run(path)))
     if not runs:
         names = ", ".join(map(str, folders))
         raise UserError(f"no run in {names}; give run folders of `python train.py`, or a sweep's folder of them")
