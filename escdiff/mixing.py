@@ -143,6 +143,16 @@ def regate(concept: Concept, gates: Mapping[str, Tensor]) -> Concept:
     return replace(concept, vectors=vectors, gates=own)
 
 
+def check_how(how: str | float) -> None:
+    """Refuse what is no way to split or mix.
+
+    Raises:
+        UserError: see `shape_share`.
+    """
+    if how not in ("hand", "gates"):
+        _position(how)
+
+
 def _position(how: str | float) -> float:
     try:
         value = float(how)

@@ -3,13 +3,11 @@
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from escdiff.cli.files import uses_files
 from escdiff.errors import UserError
 
 FREE_BYTES = 50_000_000
-SPLITS = ("hand", "gates")  # see `escdiff.mixing.mix`
 
 
 def check(config: dict) -> None:
@@ -27,18 +25,16 @@ def check(config: dict) -> None:
         raise UserError("a prompt was given without a picture; expected shape=FILE, appearance=FILE or concept=FILE")
     if config["mask"] and uses_files(config):
         raise UserError(f"mask={config['mask']} was given with a concept file; expected a picture")
-    if uses_files(config) and config["mix"] not in SPLITS and not _is_share(config["mix"]):
-        raise UserError(f"mix={config['mix']} given; expected {', '.join(SPLITS)} or a share from 0 to 1")
-    folder = Path(str(config["out"])).expanduser()
+    if uses_files(config):
+        from escdiff.mixing import check_how
+
+        check_how(config["mix"])
+    folder = Path(config["out"]).expanduser()
     nearest = next(parent for parent in (folder.absolute(), *folder.absolute().parents) if parent.exists())
     if not nearest.is_dir():
         raise UserError(f"out={folder} given, but {nearest} is a file; expected a folder")
     if shutil.disk_usage(nearest).free < FREE_BYTES:
         raise UserError(f"less than {FREE_BYTES // 10**6} MB are free for out={folder}; make room or name another disk")
-
-
-def _is_share(value: Any) -> bool:
-    return isinstance(value, int | float) and 0 <= value <= 1
 
 
 def check_prompt(prompt: str, attributes: Sequence[str], needed: Sequence[str]) -> None:

@@ -4,10 +4,10 @@ import difflib
 import os
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from escdiff.cli.arguments import put_back, set_aside
-from escdiff.cli.keys import OVERRIDING, defaults_of, groups_of, options, unknown_key
+from escdiff.cli.keys import OVERRIDING, compose_plain, defaults_of, groups_of, options, unknown_key
 from escdiff.errors import UserError
 from escdiff.places import configs_folder
 
@@ -21,33 +21,31 @@ def compose(name: str, overrides: Sequence[str], text_keys: Sequence[str] = ()) 
     Raises:
         UserError: an unknown key or group option (the nearest one is named), or a value Hydra cannot read.
     """
-    from hydra import compose as hydra_compose
-    from hydra import initialize_config_dir
     from hydra.errors import HydraException
-    from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
     texts, rest = set_aside(overrides, text_keys)
-    rest = [as_hydra(argument, name) for argument in rest]
+    groups = groups_of(name)
     try:
-        with initialize_config_dir(str(configs_folder().absolute()), version_base="1.3"):
-            config = hydra_compose(name, overrides=rest)
-        plain = OmegaConf.to_container(config, resolve=True)
+        plain = compose_plain(name, [as_hydra(argument, groups) for argument in rest])
     except (HydraException, OmegaConfBaseException, ValueError) as error:
         raise UserError(explain(error, name)) from None
     put_back(plain, texts)
     return plain
 
 
-def as_hydra(argument: str, name: str) -> str:
+def as_hydra(argument: str, groups: Mapping[str, str | None]) -> str:
     """An argument as Hydra takes it, which says "~group" where people say "group=null".
+
+    Args:
+        groups: of the configuration, see `groups_of`.
 
     Raises:
         UserError: it is no "key=value", or takes away a group that nothing works without.
     """
     if "=" not in argument[1:] and not argument.startswith("~"):
         raise UserError(f"argument {argument!r} given; expected key=value, see --help for the keys")
-    group, groups = argument.removesuffix("=null").removeprefix("~"), groups_of(name)
+    group = argument.removesuffix("=null").removeprefix("~")
     if group not in groups or argument == group:
         return argument
     if groups[group] is not None and group not in OVERRIDING:

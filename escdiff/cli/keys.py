@@ -37,8 +37,8 @@ def options(group: str) -> str:
     return ", ".join(sorted(str(p.relative_to(folder).with_suffix("")) for p in folder.rglob("*.yaml")))
 
 
-def defaults_of(name: str, groups: Sequence[str] = ()) -> dict[str, Any]:
-    """All dotted keys of a configuration with these groups chosen, as "group=option", and their values."""
+def compose_plain(name: str, overrides: Sequence[str] = ()) -> dict:
+    """Compose `configs/{name}.yaml` with Hydra's overrides; its errors come as they are."""
     from hydra import compose, initialize_config_dir
     from hydra.core.global_hydra import GlobalHydra
     from hydra.initialize import get_gh_backup, restore_gh_from_backup
@@ -48,9 +48,14 @@ def defaults_of(name: str, groups: Sequence[str] = ()) -> dict[str, Any]:
     GlobalHydra.instance().clear()
     try:
         with initialize_config_dir(str(configs_folder().absolute()), version_base="1.3"):
-            return flatten(OmegaConf.to_container(compose(name, overrides=list(groups)), resolve=True))
+            return OmegaConf.to_container(compose(name, overrides=list(overrides)), resolve=True)
     finally:
         restore_gh_from_backup(around)
+
+
+def defaults_of(name: str, groups: Sequence[str] = ()) -> dict[str, Any]:
+    """All dotted keys of a configuration with these groups chosen, as "group=option", and their values."""
+    return flatten(compose_plain(name, groups))
 
 
 def flatten(values: dict, prefix: str = "") -> dict[str, Any]:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 
 from escdiff.cli.compose import as_hydra, explain
+from escdiff.cli.keys import groups_of
 from escdiff.errors import UserError
 from escdiff.places import configs_folder
 
@@ -63,7 +64,8 @@ def sweep(argv: Sequence[str], run: Callable[[dict, Sequence[str]], None], texts
     check_extras(argv)
     if "hparams_search=optuna" in argv:
         add_sweeper()
-    sys.argv[1:] = [a if a in SWEEP else as_hydra(a, "train") for a in argv]  # which Hydra reads
+    groups = groups_of("train")
+    sys.argv[1:] = [a if a in SWEEP else as_hydra(a, groups) for a in argv]  # which Hydra reads
     try:
         given = OverridesParser.create().parse_overrides([a for a in sys.argv[1:] if a not in SWEEP])
     except HydraException as error:
@@ -77,11 +79,11 @@ def sweep(argv: Sequence[str], run: Callable[[dict, Sequence[str]], None], texts
         values = OmegaConf.to_container(config, resolve=True)
         named = HydraConfig.get().sweeper.get("params")  # cells that an experiment names
         same = fixed if varies or named else ["experiment", "sweep_dir", *texts]
-        cell = [o for o in HydraConfig.get().overrides.task if o.split("=")[0] not in same]
+        chosen = HydraConfig.get().overrides.task
+        cell = [o for o in chosen if o.split("=")[0] not in same]
         name = ",".join(cell).replace("/", "-") or "default"
         values["run_id"], values["run_dir"] = name, f"{values['sweep_dir']}/{name}"
         metric = HydraConfig.get().sweeper.get("metric")
-        chosen = HydraConfig.get().overrides.task
         return run_unless_done(values, lambda cell: run(cell, chosen), metric)
 
     try:

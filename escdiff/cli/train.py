@@ -72,9 +72,11 @@ def run(values: dict, overrides: Sequence[str] = ()) -> None:
     if values.get("method") and not (values["data"]["references"] or find_method(values["method"]["_target_"]).encodes):
         raise UserError("no references given; expected data.references=DIR with pictures of one concept")
     if shards := values["data"]["shards"]:
-        if not is_address(shards) and not expand(shards).is_dir():
-            raise UserError(f"data.shards={shards} is no folder; expected webdataset shards with their index in one")
         if not is_address(shards):
+            if not expand(shards).is_dir():
+                raise UserError(
+                    f"data.shards={shards} is no folder; expected webdataset shards with their index in one"
+                )
             Index.load(expand(shards))  # nothing is rendered into a folder of the user's own
         values["data"]["root"] = shards
     elif values["data"]["references"]:

@@ -16,7 +16,6 @@ import numpy as np
 import torch
 from PIL.Image import Image
 from torch import Tensor, nn
-from torch.nn.functional import normalize
 
 from escdiff.concept import ATTRIBUTES
 from escdiff.conditioning import ConditioningSpace, PromptEncoder
@@ -93,9 +92,10 @@ def split_prompts(models: Models, count: int, seed: int) -> Split:
 
 def prefers_second(clip: Clip, pictures: Sequence[Image], name: str, pairs: Sequence[Sequence[str]]) -> list[float]:
     """Per picture, 1 if CLIP finds it nearer to the second word of its pair than to the first."""
-    first, second = (normalize(clip.texts([ZERO_SHOT[name].format(pair[i]) for pair in pairs])) for i in (0, 1))
-    seen = normalize(clip.pictures(pictures))
-    return ((seen * (second - first)).sum(1) > 0).float().tolist()
+    seen = clip.pictures(pictures)
+    texts = (clip.texts([ZERO_SHOT[name].format(pair[i]) for pair in pairs]) for i in (0, 1))
+    first, second = (torch.cosine_similarity(seen, text, dim=-1) for text in texts)
+    return (second > first).float().tolist()
 
 
 class AttentionShare:

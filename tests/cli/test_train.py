@@ -54,7 +54,7 @@ def test_killed_and_started_again(common, tmp_path):
     command = [sys.executable, str(ROOT / "train.py"), *arguments]
     process = subprocess.Popen(command, stderr=subprocess.DEVNULL, env={**os.environ, "PYTHONPATH": str(ROOT)})
     try:
-        for _ in range(600):
+        for _ in range(3000):
             if list((tmp_path / "checkpoints").glob("step-*.ckpt")) or process.poll() is not None:
                 break
             time.sleep(0.2)

@@ -33,6 +33,13 @@ def test_one_row_per_run_default_first_failures_too(tmp_path):
     assert "the command" in (tmp_path / "table.md").read_text()
 
 
+def test_a_run_is_one_row_with_the_manifest_of_its_checkpoints(tmp_path):
+    run = make_run(tmp_path / "default")
+    (run / "checkpoints").mkdir()
+    (run / "checkpoints" / "manifest.json").write_text("{}")
+    assert find_runs([run]) == find_runs([tmp_path]) == [run]
+
+
 def test_a_folder_without_runs_is_refused(tmp_path):
     with pytest.raises(UserError, match="no run in"):
         find_runs([tmp_path])
