@@ -45,6 +45,8 @@ def as_hydra(argument: str, groups: Mapping[str, str | None]) -> str:
     """
     if "=" not in argument[1:] and not argument.startswith("~"):
         raise UserError(f"argument {argument!r} given; expected key=value, see --help for the keys")
+    if argument.split("=")[0] == "hydra":
+        raise UserError(f"{argument} given; expected one of Hydra's own keys, such as hydra.sweeper.trials=20")
     group = argument.removesuffix("=null").removeprefix("~")
     if group not in groups or argument == group:
         return argument

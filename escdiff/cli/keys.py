@@ -21,6 +21,7 @@ LOWEST = {  # of numbers; a float's default says that fractions are fine
     "data.render_workers": 0, "data.cache_gb": 0.0, "data.buffer": 1,
     "optim.lr": 0.0, "optim.warmup": 0, "optim.weight_decay": 0.0, "optim.ema": 0.0, "optim.clip": 0.0,
     "loss.draws": 1, "loss.cells": 0, "loss.pairs_every": 1,
+    "hydra.sweeper.trials": 1, "hydra.sweeper.parallel": 1, "hydra.sweeper.seed": 0,
 }  # fmt: skip
 BEYOND = 2**32  # of any number; no seed reaches it
 

@@ -99,6 +99,13 @@ def test_optuna_goes_on_where_it_was(sweep, monkeypatch):
     assert len(again) == 1 and f"optim.lr={left.params['optim.lr']}" in again[0]  # what a kill had cut off
 
 
+@needs_optuna
+@pytest.mark.parametrize("setting", ["direction=up", "trials=many", "parallel=0"])
+def test_settings_that_make_no_study_are_refused(sweep, setting):
+    with pytest.raises(UserError, match=f"sweeper.{setting} given"):
+        sweep.call("hparams_search=optuna", f"hydra.sweeper.{setting}")
+
+
 def test_extras_are_asked_for(monkeypatch):
     with pytest.raises(UserError, match="without -m"):
         check_extras(["hparams_search=optuna"])
@@ -116,6 +123,7 @@ def test_extras_are_asked_for(monkeypatch):
         (["optim.lr"], "key=value"),
         (["optim.lr=[1"], r"optim\.lr"),
         (["space=null"], "space=null"),
+        (["hydra=null"], "hydra=null"),
     ],
 )
 def test_mistakes_in_a_sweep_are_one_sentence(sweep, arguments, words):

@@ -17,6 +17,10 @@ from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 
+from escdiff.cli.keys import check_value
+from escdiff.errors import UserError
+
+DIRECTIONS = ("minimize", "maximize")
 SETTINGS = {
     "_target_": "hydra_plugins.escdiff_optuna.OptunaSweeper",
     "metric": "train/loss_mean",
@@ -48,10 +52,23 @@ class OptunaSweeper(Sweeper):
             hydra_context=hydra_context, task_function=task_function, config=config
         )
 
+    def check(self) -> None:
+        """Refuse settings that make no study.
+
+        Raises:
+            UserError: names the key and what would do.
+        """
+        for key in ("metric", "direction", "trials", "parallel", "seed"):
+            check_value(f"hydra.sweeper.{key}", getattr(self, key), SETTINGS[key])
+        if self.direction not in DIRECTIONS:
+            what = f"hydra.sweeper.direction={self.direction} given"
+            raise UserError(f"{what}; expected {' or '.join(DIRECTIONS)}")
+
     def sweep(self, arguments: list[str]) -> Any:
         import optuna
         from optuna.trial import TrialState
 
+        self.check()
         given = OverridesParser.create().parse_overrides(
             [*(f"{key}={value}" for key, value in (self.params or {}).items()), *arguments]
         )
