@@ -1,6 +1,6 @@
 """The encoder's training step against a bare forward and backward pass of the frozen U-Net at the same batch.
 
-    python benchmarks/encoder_step.py [--batch 16] [--draws 4] [--cells 4] [--threads 1] [--rounds 5]
+    python benchmarks/encoder_step.py [--batch 16] [--draws 4] [--cells 4] [--threads 1] [--rounds 10]
 
 The bar: at most 1.5. `--batch` counts noised latents, so batch / draws references are encoded per step.
 """

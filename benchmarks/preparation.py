@@ -2,9 +2,8 @@
 
     python benchmarks/preparation.py [--pictures 200] [--size 128]
 
-The bar: reading at least 10 times faster than the bundled model's encoder trains (step time from
-`benchmarks/encoder_step.py`, or measured here). One process, one thread; CPU seconds, so that other programs
-matter little.
+The bar: reading at least 10 times faster than the bundled model's encoder trains, measured here too. One
+process, one thread; CPU seconds, so that other programs matter little.
 """
 
 import argparse

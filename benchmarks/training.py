@@ -1,4 +1,4 @@
-"""The encoder's training against what it could cost: the table of docs/performance.md, one command, ratios of one run.
+"""The encoder's training against what it could cost: one command, ratios of one run.
 
     python benchmarks/training.py [--batch 16] [--rounds 5] [--device cpu] [--dtype float32] [--sd15]
 

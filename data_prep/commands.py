@@ -197,7 +197,7 @@ def latents(
     folder: Folder,
     backbone: Annotated[str, typer.Option(help="Whose VAE: mini, a folder, a file or a hub id.")] = "mini",
     size: Annotated[int, typer.Option(help="Centre square in pixels, as training will cut it.")] = 512,
-    dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16.")] = "float32",
+    dtype: Annotated[str, typer.Option(help="float32, which trainings look for, bfloat16 or float16.")] = "float32",
     clip: Annotated[str | None, typer.Option(help="Keep the patch tokens of this CLIP too.")] = None,
     batch: Annotated[int, typer.Option(help="Pictures encoded at once.")] = 16,
     engine: EngineKind = "local",

@@ -68,9 +68,11 @@ class Stage(Protocol):
 
     name: str
 
-    def options(self) -> dict[str, Any]: ...
+    def options(self) -> dict[str, Any]:
+        """What the index notes, by which a resumed run knows its own."""
 
-    def samples(self, job: Job, guard: Guard) -> Iterator[dict[str, Any] | Reject]: ...
+    def samples(self, job: Job, guard: Guard) -> Iterator[dict[str, Any] | Reject]:
+        """A job's finished samples in order, a `Reject` where one is left out."""
 
 
 @dataclass(frozen=True)

@@ -14,14 +14,13 @@ import typer
 from torch import Tensor
 
 from data_prep.dataset import Job, Run, dataset_jobs, map_jobs
-from escdiff.backbone import Backbone, load_backbone
+from escdiff.backbone import DTYPES, Backbone, load_backbone
 from escdiff.data import latents as cached
 from escdiff.data.images import expand
 from escdiff.data.index import Index, sha256
 from escdiff.errors import UserError
 
 CLIP_FOLDER = "clip"
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 @dataclass(frozen=True)

@@ -95,6 +95,7 @@ class Backbone:
 
     @cached_property
     def prompts(self) -> PromptEncoder:
+        """Tokenizers and text encoders as one."""
         return PromptEncoder(self.tokenizer, self.text_encoder, self.tokenizer_2, self.text_encoder_2)
 
     @cached_property
@@ -108,6 +109,7 @@ class Backbone:
         return DDPMScheduler.from_config(self.scheduler.config)
 
     def p_plus(self) -> ConditioningSpace:
+        """A cell per cross-attention layer of the U-Net (arXiv 2303.09522), one stage."""
         return ConditioningSpace.p_plus(self.unet)
 
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> "Backbone":

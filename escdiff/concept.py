@@ -33,6 +33,15 @@ def placeholder(attribute: str) -> str:
     return f"<{attribute}>"
 
 
+def plain_prompt(attributes: Sequence[str]) -> str:
+    """All that a concept has, in one phrase."""
+    if attributes == ATTRIBUTES:
+        return "a photo of a <appearance> <shape>"
+    if attributes == ("appearance",):
+        return "a photo of a <appearance> object"
+    return f"a photo of a {placeholder(attributes[0] if len(attributes) == 1 else WHOLE)}"
+
+
 def token_masks(prompts: PromptEncoder, texts: Sequence[str], counts: Mapping[str, int]) -> dict[str, Tensor]:
     """Attribute -> (B, T), 1 at the tokens of its placeholder; those of `<concept>` are the attributes' in their order.
 

@@ -36,7 +36,7 @@ def load_concept(
     """Teach a pipeline the placeholders of a concept.
 
     Works with every diffusers pipeline over a UNet2DConditionModel that has `encode_prompt`: Stable Diffusion 1.x, 2.x
-    and XL, image to image, inpainting, ControlNet; with any scheduler, LoRA, offloading and `torch.compile`.
+    and XL, image to image, inpainting, ControlNet; with any scheduler, LoRA and `torch.compile`.
 
     Args:
         concept: or its file.
@@ -144,6 +144,11 @@ class Words:
         return space if set(space.layer_names) == set(self.finest.layer_names) else self.finest
 
     def add(self, key: str, vectors: Mapping[str, Tensor], space: ConditioningSpace) -> tuple[str, ...]:
+        """Load vectors by placeholder under a key; gives the placeholders.
+
+        Raises:
+            UserError: the key or a placeholder is taken, or the space does not go with those that are loaded.
+        """
         taken = sorted(self.vectors.keys() & vectors.keys())
         if taken or key in self.loaded:
             what = taken[0] if taken else key
@@ -155,6 +160,7 @@ class Words:
         return tuple(vectors)
 
     def remove(self, keys: Sequence[str]) -> None:
+        """Unload; with the last one the pipeline is stock again."""
         for key in keys:
             del self.loaded[key]
         self.bind()

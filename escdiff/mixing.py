@@ -24,25 +24,26 @@ CLOSED = 1e-3  # a gate below this has hidden its residual
 HOW = "hand, gates or a number from 0 (all appearance) to 1 (all shape)"
 
 
-def shape_share(space: ConditioningSpace, how: str | float = "hand", gates: dict[str, Tensor] | None = None) -> Tensor:
+def shape_share(
+    space: ConditioningSpace, how: str | float = "hand", gates: Mapping[str, Tensor] | None = None
+) -> Tensor:
     """(L, S) in [0, 1]: how much of each cell the shape takes.
 
     Args:
         how: "hand": the layers `SHAPE_LAYERS`; "gates": what learned gates say, see `gates`; or a slider's position,
             the share of layers that the shape takes, growing outwards from the middle of `SHAPE_LAYERS`.
-        gates: "shape" and "appearance" -> (L, S) in [0, 1], as in a concept of the encoder.
+        gates: "shape" and "appearance" -> (L, S), or (L, 1) for all stages, in [0, 1], as the encoder has them.
 
     Raises:
         UserError: another word, a position beyond 0 and 1, or no gates of this space.
     """
     size, count = (space.num_layers, space.num_stages), len(space.layer_names)
     if how == "gates":
-        fits = gates and all(a in gates and gates[a].shape == size for a in ATTRIBUTES)
-        if not fits:
-            what = f"the split by gates needs a concept with learned gates of {size[0]} layers x {size[1]} stages"
-            raise UserError(f"{what}; use one that the encoder made, or say hand")
+        if not gates or any(a not in gates or gates[a].shape not in (size, (size[0], 1)) for a in ATTRIBUTES):
+            what = f"the split by gates needs learned gates of {size[0]} layers x {size[1]} stages"
+            raise UserError(f"{what}; give those of an encoder of this space, or say hand")
         own = gates["shape"].float()
-        return own / (own + gates["appearance"].float()).clamp_min(1e-6)
+        return (own / (own + gates["appearance"].float()).clamp_min(1e-6)).expand(size)
     number = {name: i * 16 / count for i, name in enumerate(_in_order(space))}  # on the scale of SD's 16
     if how == "hand":
         inside = {name: float(SHAPE_LAYERS.start <= i < SHAPE_LAYERS.stop) for name, i in number.items()}
@@ -55,18 +56,21 @@ def shape_share(space: ConditioningSpace, how: str | float = "hand", gates: dict
     return share_L[:, None].repeat(1, space.num_stages)
 
 
-def split(concept: Concept, how: str | float = "hand") -> Concept:
-    """A concept of one attribute, with `shape` and `appearance` besides.
+def split(concept: Concept, how: str | float = "hand", gates: Mapping[str, Tensor] | None = None) -> Concept:
+    """A concept of one placeholder, with `shape` and `appearance` besides.
 
     The shape is the concept in the shape's cells and its anchor word elsewhere, the appearance the other way round.
     Where all layers share a cell there is nothing to split: both are the whole. MATTE's attributes are sorted by
     `ROLES`. A concept that has both attributes comes back as it is.
 
     Raises:
-        UserError: see `shape_share`; or a concept with other attributes.
+        UserError: see `shape_share`; or a concept with other attributes, or with one of the two alone.
     """
     if set(ATTRIBUTES) <= set(concept.attributes):
         return concept
+    if len(concept.attributes) == 1 and concept.attributes[0] in ATTRIBUTES:
+        what = f"the concept has the {concept.attributes[0]} of its reference alone"
+        raise UserError(f"{what}; make one of the picture with shape= and appearance=, or leave the other out")
     if all(part in concept.vectors for parts in ROLES.values() for part in parts):
         added = {key: {a: torch.cat([getattr(concept, key)[p] for p in parts], dim=axis) for a, parts in ROLES.items()}
                  for key, axis in (("vectors", 2), ("anchors", 0))}  # fmt: skip
@@ -79,10 +83,11 @@ def split(concept: Concept, how: str | float = "hand") -> Concept:
                 f"a concept with {found} cannot be split into shape and appearance; take one of them (only)"
             )
         vectors, anchor = (next(iter(part.values())) for part in (concept.vectors, concept.anchors))
-        word, share = anchor.to(vectors).expand_as(vectors), shape_share(concept.space, how)
+        word = anchor.to(vectors).expand_as(vectors)
         if concept.space.num_layers == 1:
             parts = dict.fromkeys(ATTRIBUTES, vectors)
         else:
+            share = shape_share(concept.space, how, gates)
             parts = {
                 "shape": blend(word[None], vectors[None], share)[0],
                 "appearance": blend(vectors[None], word[None], share)[0],
@@ -92,27 +97,28 @@ def split(concept: Concept, how: str | float = "hand") -> Concept:
 
 
 def mix(
-    shape: Concept, appearance: Concept, how: str | float = "hand", gates: dict[str, Tensor] | None = None
+    shape: Concept, appearance: Concept, how: str | float = "hand", gates: Mapping[str, Tensor] | None = None
 ) -> Concept:
     """The shape of one concept with the appearance of another.
 
-    Two concepts of the same single attribute share one placeholder, each cell blended by `shape_share`, as in P+.
-    Otherwise the result has the attribute `shape` of one and `appearance` of the other, of split concepts where needed.
+    Two concepts of one placeholder share it, each cell blended by `shape_share`, as in P+. Otherwise the result has the
+    attribute `shape` of one and `appearance` of the other, as they are or of split concepts.
 
     Args:
-        gates: learned gates for `how="gates"`, such as an encoder's; without, the shape's own.
+        gates: learned gates for `how="gates"`, see `escdiff.encoder.checkpoint.read_gates`.
 
     Raises:
         UserError: see `shape_share`; or concepts of different backbones or spaces.
     """
-    if shape.attributes == appearance.attributes and len(shape.attributes) == 1 and shape.space.num_layers > 1:
+    sources = {"shape": shape, "appearance": appearance}
+    whole = len(shape.attributes) == 1 and shape.attributes[0] not in ATTRIBUTES
+    if whole and shape.attributes == appearance.attributes and shape.space.num_layers > 1:
         if shape.space != appearance.space:
             return shape.blend(appearance, 0.0)  # which says what is different
-        share = shape_share(shape.space, how, gates or shape.gates)
-        sources = {"shape": shape, "appearance": appearance}
+        share = shape_share(shape.space, how, gates)
         notes = {f"{name}.{key}": note for name, source in sources.items() for key, note in source.notes.items()}
         return replace(appearance.blend(shape, share), notes=notes)
-    found = Concept.combine(shape=split(shape, how), appearance=split(appearance, how))
+    found = Concept.combine(**{a: c if a in c.attributes else split(c, how, gates) for a, c in sources.items()})
     for name in shape.extras.keys() & appearance.extras.keys():
         one, two = shape.extras[name], appearance.extras[name].to(shape.extras[name])
         # Pictures that are not taken apart: tokens of both, or the mean where there is one.

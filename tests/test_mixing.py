@@ -78,6 +78,19 @@ def test_one_cell_cannot_be_split_and_ours_needs_none(tiny_unet, p_plus):
     assert torch.equal(mixed.vectors["appearance"], other.vectors["appearance"])
 
 
+def test_what_has_its_attribute_is_taken_as_it_is(p_plus):
+    shape, appearance, whole = (make(p_plus, 0, (name,)) for name in ("shape", "appearance", "concept"))
+    for how in ("hand", 0.3):
+        mixed = mix(shape, appearance, how)
+        assert torch.equal(mixed.vectors["shape"], shape.vectors["shape"])
+        assert torch.equal(mixed.vectors["appearance"], appearance.vectors["appearance"])
+    mixed = mix(shape, whole)
+    assert torch.equal(mixed.vectors["shape"], shape.vectors["shape"])
+    assert torch.equal(mixed.vectors["appearance"], split(whole).vectors["appearance"])
+    with pytest.raises(UserError, match="shape of its reference alone"):
+        mix(shape, shape)
+
+
 def test_mattes_tokens_take_their_roles(p_plus):
     matte = make(p_plus, 0, ("color", "style", "object", "layout"))
     parts = split(matte)

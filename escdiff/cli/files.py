@@ -22,6 +22,7 @@ def load_concepts(config: dict) -> tuple[dict, tuple[list, list[Path]]]:
         UserError: a picture beside a concept file, a missing or damaged file, or concepts that do not go together.
     """
     from escdiff.concept import Concept
+    from escdiff.encoder.checkpoint import read_gates
     from escdiff.mixing import mix, split
 
     named = config["concept"] or ""
@@ -36,15 +37,16 @@ def load_concepts(config: dict) -> tuple[dict, tuple[list, list[Path]]]:
         given = next(key for key, path in zip(("shape", "appearance"), paths, strict=True) if path.suffix == SUFFIX)
         raise UserError(f"{given}= is a concept file; expected one for the other too, or concept=FILE")
     read = [Concept.load(path) for path in paths]
+    gates = read_gates(config["encoder"], read[0]) if config["mix"] == "gates" else None
     if not parts:
-        found = mix(*read, how=config["mix"])
+        found = mix(*read, config["mix"], gates)
     elif len(read) > 1:
         found = Concept.combine(**{name: renamed(c, name) for name, c in zip(names, read, strict=True)})
     else:
         found = read[0]
         wanted = [name for name in ("shape", "appearance") if f"<{name}>" in (config["prompt"] or "")]
         if any(name not in found.attributes for name in wanted):
-            found = split(found, config["mix"])
+            found = split(found, config["mix"], gates)
     return {"-".join(path.stem for path in paths): found}, (read, [path.parent for path in paths])
 
 

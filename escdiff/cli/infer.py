@@ -13,11 +13,6 @@ from escdiff.cli.keys import check_keys, options
 
 TEXTS = ("shape", "appearance", "concept", "prompt", "negative_prompt", "references", "encoder", "out", "mask",
          "segmenter", "backbone.name", "backbone.config")  # fmt: skip
-PROMPTS = {
-    ("shape",): "a photo of a <shape>",
-    ("appearance",): "a photo of a <appearance> object",
-    ("shape", "appearance"): "a photo of a <appearance> <shape>",
-}
 HELP = """Customize from one picture, in one forward pass.
 
   python infer.py                                     an overview of the bundled example pictures
@@ -65,6 +60,7 @@ def run(config: dict, overrides: Sequence[str] = ()) -> Path:
     from escdiff.cli.files import load_concepts, uses_files
     from escdiff.cli.overview import COLUMNS, requests
     from escdiff.cli.results import write_results
+    from escdiff.concept import plain_prompt
     from escdiff.data.images import open_image
     from escdiff.methods.weights import applied
 
@@ -84,7 +80,7 @@ def run(config: dict, overrides: Sequence[str] = ()) -> Path:
         cells = requests(ready)
         seeds = [config["seed"]] * len(cells)  # the same noise, so that a difference is the concept's
     else:
-        prompt = config["prompt"] or PROMPTS.get(ready[0].attributes) or plain_prompt(ready[0].attributes)
+        prompt = config["prompt"] or plain_prompt(ready[0].attributes)
         check_prompt(
             prompt, ready[0].attributes, [] if files else [key for key in ("shape", "appearance") if config[key]]
         )
@@ -96,11 +92,6 @@ def run(config: dict, overrides: Sequence[str] = ()) -> Path:
         concepts = {}  # a copy without its weights would be of no use
     columns = COLUMNS if is_overview(config) else ()
     return write_results(config, pictures, concepts, [prompt for prompt, _ in cells], painted, columns, seconds)
-
-
-def plain_prompt(attributes: Sequence[str]) -> str:
-    """All that a concept has, in one phrase."""
-    return "a photo of a " + ("<concept>" if len(attributes) > 1 else f"<{attributes[0]}>")
 
 
 def is_overview(config: dict) -> bool:

@@ -1,7 +1,7 @@
 """A cache of VAE moments (mean | log-variance) beside the shards, so that a picture is encoded once.
 
 Per shard one safetensors file under `latents/{key}/`, written at once, so a stopped run goes on where it was.
-The key holds the VAE's hash and the picture size: latents of another VAE are never taken for these.
+The key holds the VAE's hash, its dtype and the picture size: latents of another VAE are never taken for these.
 Moments, not samples, are kept: drawing from them afresh costs nothing and regularises.
 """
 
@@ -166,14 +166,3 @@ def stands(cache: Path, shard: Shard, name: str = "moments") -> bool:
             return same and file.get_slice(name).get_shape()[0] == shard.samples
     except (OSError, SafetensorError):
         return False
-
-
-def ensure_latents(folder: str | os.PathLike, backbone, size: int | None = None, batch_size: int = 64) -> str:
-    """Encode what is missing with a `Backbone`; returns the key for `EncoderDataModule(latents=...)`."""
-    index = Index.load(expand(folder))
-    side = size or (index.options["size"] if index.name == "still_life" else None)
-    if side is None:
-        raise UserError(f"the pictures of {folder} have no common size; give the size to encode them at")
-    key = vae_key(backbone.vae, side)
-    encode_dataset(folder, backbone.moments, key, batch_size, size, backbone.device)
-    return key

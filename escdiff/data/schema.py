@@ -10,9 +10,9 @@ from typing import Any
 from escdiff.errors import UserError
 
 IMAGES = ("png", "jpg", "jpeg")
-META, MASK, DEPTH, LATENT, CLIP = "json", "mask.png", "depth.png", "latent.npy", "clip.npy"
+META, MASK, DEPTH = "json", "mask.png", "depth.png"
 SHAPE_VIEW, APPEARANCE_VIEW = "shape.jpg", "appearance.jpg"  # references for the two filters
-KNOWN = (*IMAGES, META, MASK, DEPTH, LATENT, CLIP, SHAPE_VIEW, APPEARANCE_VIEW)
+KNOWN = (*IMAGES, META, MASK, DEPTH, SHAPE_VIEW, APPEARANCE_VIEW)
 REQUIRED_META = ("caption", "source", "licence")
 GROUP_META = ("factors", "group", "shape_id", "material_id", "split")
 

@@ -82,6 +82,14 @@ class ShardStore:
             self._fetch(name)
         return path
 
+    def names(self, folder: str) -> set[str]:
+        """Names of the files in a folder of the dataset; none where it cannot be listed."""
+        try:
+            files, place = fsspec.core.url_to_fs(f"{self.address or self.folder}/{folder}")
+            return {Path(name).name for name in files.ls(place, detail=False)}
+        except Exception:  # every kind of storage has errors of its own, for a missing folder too
+            return set()
+
     def _fetch(self, name: str, shard: Shard | None = None) -> None:
         path = self.folder / name
         temporary = path.with_name(f".{path.name}-{os.getpid()}.tmp")

@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from escdiff.backbone import Backbone
-from escdiff.concept import ATTRIBUTES, WHOLE, Concept, placeholder
+from escdiff.concept import ATTRIBUTES, WHOLE, Concept, placeholder, plain_prompt
 from escdiff.conditioning import ConditioningSpace
 from escdiff.data.images import decode_image, read_file, to_pil
 from escdiff.encoder import ConceptEncoder
@@ -26,11 +26,6 @@ MAX_CONCEPT_BYTES = 4_000_000
 MAX_PROMPT, MAX_STEPS, MAX_SEED = 400, 100, 2**31 - 1
 MAX_MATRIX = 5  # pictures a side
 PREVIEWS = 8
-PROMPTS = {
-    ("shape",): "a photo of a <shape>",
-    ("appearance",): "a photo of a <appearance> object",
-    ATTRIBUTES: "a photo of a <appearance> <shape>",
-}
 
 
 class _Stop(Exception):
@@ -185,7 +180,7 @@ def check_prompt(prompt: str, concept: Concept) -> str:
     prompt = (prompt or "").strip()
     if len(prompt) > MAX_PROMPT:
         raise UserError(f"the prompt has {len(prompt)} letters; the most is {MAX_PROMPT}")
-    prompt = prompt or PROMPTS.get(concept.attributes, "a photo of a <concept>")
+    prompt = prompt or plain_prompt(concept.attributes)
     words = [placeholder(name) for name in concept.attributes]
     words += [placeholder(WHOLE)] * (len(words) > 1)
     if not any(word in prompt for word in words):

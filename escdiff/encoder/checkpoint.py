@@ -8,8 +8,9 @@ from pathlib import Path
 
 import safetensors.torch
 from safetensors import SafetensorError
-from torch import nn
+from torch import Tensor, nn
 
+from escdiff.concept import ATTRIBUTES, Concept
 from escdiff.conditioning import ConditioningSpace
 from escdiff.encoder.branches import load_branches, save_branches
 from escdiff.encoder.vision import load_vision
@@ -73,10 +74,7 @@ def load(cls, folder: str | Path | None, backbone=None):
         UserError: see `read_config`; or weights that cannot be read.
     """
     folder, about, config, space = read_config(folder, backbone)
-    try:
-        state = safetensors.torch.load_file(folder / WEIGHTS)
-    except (OSError, SafetensorError) as error:
-        raise UserError(f"{folder / WEIGHTS} cannot be read ({error}); copy or export the encoder again") from None
+    state = _read_weights(folder)
     anchors = {a: state[f"anchor_{a}"].float() for a in config.tokens}
     encoder = cls(config, load_vision(config.vision), space, anchors, about["base_model"], about["text_hash"])
     try:
@@ -86,6 +84,29 @@ def load(cls, folder: str | Path | None, backbone=None):
     if backbone is not None and (folder / BRANCHES).is_dir():
         load_branches(backbone.unet, folder / BRANCHES, routed=config.branches == "routed")
     return encoder.eval()
+
+
+def read_gates(folder: str | Path | None, concept: Concept) -> dict[str, Tensor]:
+    """Attribute -> (L, S) in 0..1: what a checkpoint has learned of the layers, for `escdiff.mixing.mix`.
+
+    Raises:
+        UserError: see `load`; or an encoder of another space than the concept's.
+    """
+    from escdiff.encoder.encoder import open_gates
+
+    folder, about, config, space = read_config(folder)
+    if (space.cells, about["width"]) != (concept.space.cells, concept.width):
+        what = f"the gates of {folder} are for the {space.num_layers} layer cells of {about['base_model']}"
+        raise UserError(f"{what}, the concept has others; name the encoder of its backbone, or say mix=hand")
+    state = _read_weights(folder)
+    return {a: open_gates(state[f"gate_logits.{a}"].float(), config.gates) for a in ATTRIBUTES}
+
+
+def _read_weights(folder: Path) -> dict[str, Tensor]:
+    try:
+        return safetensors.torch.load_file(folder / WEIGHTS)
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"{folder / WEIGHTS} cannot be read ({error}); copy or export the encoder again") from None
 
 
 def _check(about: dict, space: ConditioningSpace, backbone) -> None:

@@ -185,11 +185,7 @@ class ConceptEncoder(nn.Module):
 
     def gates(self) -> dict[str, Tensor]:
         """Attribute -> (L, S) in 0..1."""
-        if self.config.gates == "none":
-            return {a: torch.ones_like(logits) for a, logits in self.gate_logits.items()}
-        if self.config.gates == "hand":
-            return {a: (logits > 2).to(logits) for a, logits in self.gate_logits.items()}
-        return {a: torch.sigmoid(logits) for a, logits in self.gate_logits.items()}
+        return {a: open_gates(logits, self.config.gates) for a, logits in self.gate_logits.items()}
 
     def tokens(self, pixels: Tensor) -> list[Tensor]:
         """The frozen tower's patch tokens by depth, then its embedding if words are read off it; no gradients."""
@@ -300,6 +296,13 @@ class ConceptEncoder(nn.Module):
 
 def _mean_norm(vectors: Iterable[Tensor]) -> Tensor:
     return torch.stack([v.detach().float().norm(dim=-1).mean() for v in vectors]).mean()
+
+
+def open_gates(logits: Tensor, gates: str) -> Tensor:
+    """(L, S) in 0..1, by `EncoderConfig.gates`."""
+    if gates == "none":
+        return torch.ones_like(logits)
+    return (logits > 2).to(logits) if gates == "hand" else torch.sigmoid(logits)
 
 
 def _gate_logits(attribute: str, layers: int, stages: int) -> Tensor:

@@ -39,6 +39,7 @@ class AttentionPool(nn.Module):
         )
 
     def forward(self, tokens: Tensor, weights: Tensor) -> Tensor:
+        """Tokens (B, N, W) with weights (B, N) to what the queries found, (B, Q, W)."""
         found = self.queries.expand(len(tokens), -1, -1)
         bias = weights.log()[:, None].expand(-1, found.shape[1], -1)
         for i, (look, think) in enumerate(zip(self.looks, self.thinks, strict=True)):
@@ -64,6 +65,7 @@ class ShapeFilter(nn.Module):
         self.leave = nn.Sequential(nn.Linear(inner * queries, features), nn.LayerNorm(features))
 
     def forward(self, tokens_BNW: list[Tensor], mask: Tensor | None = None) -> Tensor:
+        """Tokens by depth and masks (B, 1, H, W) of the object to features (B, F)."""
         weights = patch_weights(mask, tokens_BNW[0])
         if self.instance_norm:
             stats = [moments(tokens, weights) for tokens in tokens_BNW]
@@ -95,6 +97,7 @@ class AppearanceFilter(nn.Module):
         )  # fmt: skip
 
     def forward(self, tokens_BNW: list[Tensor], mask: Tensor | None = None) -> Tensor:
+        """Tokens by depth and masks (B, 1, H, W) of the object to features (B, F)."""
         weights = patch_weights(mask, tokens_BNW[0])
         share = (weights / weights.sum(1, keepdim=True))[..., None]
         raw = self.enter_norm(torch.cat(tokens_BNW, -1))

@@ -8,6 +8,7 @@ from escdiff.errors import UserError
 from escdiff.evaluation import scores
 from escdiff.evaluation.records import write
 
+NOTES = "## What it says"  # of an older table: from here on people wrote, and it is kept
 TASKS = ("both", "held_out", "swap", "leak", "copy")
 COLUMNS = (
     "both/family", "both/pattern", "both/delta_e", "held_out/family", "swap/shape", "swap/appearance",
@@ -15,7 +16,7 @@ COLUMNS = (
 )  # fmt: skip
 NOTE = (
     "Shares in percent, delta_e the median CIEDE2000 of the first colour; in brackets the 95 % interval. `default` "
-    "is the recipe as it is; every other row changes what its name says and nothing else. Made by"
+    "is the recipe that the sweep starts from; every other row changes what its name says and nothing else. Made by"
 )
 
 
@@ -52,7 +53,8 @@ def tabulate(runs: Sequence[Path], judge: Callable[[Path], Mapping[str, dict]], 
             cells = [str(about.get("step", "")), f"no result: {about.get('status')}", *("" for _ in COLUMNS[1:])]
         rows.append([run.name, *cells])
     lines = [f"| {' | '.join(row)} |" for row in rows]
-    write(out, "\n".join(["# Ablations", "", *lines, "", NOTE, "", f"    {command}", ""]))
+    _, heading, notes = (out.read_text() if out.is_file() else "").partition(NOTES)
+    write(out, "\n".join(["# Ablations", "", *lines, "", NOTE, "", f"    {command}", "", f"{heading}{notes}"]))
 
 
 def _cell(key: str, metrics: Mapping[str, dict]) -> str:

@@ -27,7 +27,7 @@ class Contender:
     settings: Mapping[str, Any] = field(default_factory=dict)
 
 
-LEARN = (60, 1500)  # as many as ESCDiff's encoder
+LEARN = (60, 1500)  # of 16 samples, on the data of ESCDiff's encoder
 CONTENDERS = {
     "escdiff": Contender("one forward pass"),
     "escdiff_5": Contender("one pass, then 5 steps", "escdiff_tuned", (5, 5)),

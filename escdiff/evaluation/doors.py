@@ -80,6 +80,11 @@ COMMANDS: Sequence = (dreambench, p_plus, folder, runs)
 
 
 def make_folder(out: Path) -> None:
+    """Make the folder of `--out`.
+
+    Raises:
+        UserError: it cannot be made.
+    """
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -2,7 +2,7 @@
 
 Space: none; the prompt keeps its ordinary word and the picture enters by decoupled cross-attention (eq. 5). Paper: 22 M
 parameters, CLIP-H's pooled embedding, lr 1e-4, weight decay 0.01, picture, text or both dropped in 5 % each, some 10 M
-pairs. The processors, the loader and the file are diffusers' own. Ours: learned on the same data and steps as ESCDiff.
+pairs. The processors, the loader and the file are diffusers' own. Ours: learned on ESCDiff's data.
 """
 
 from pathlib import Path
@@ -66,12 +66,15 @@ class IPAdapter(EncoderMethod):
         return {"concept": self.anchor("concept")[None, None, None]}
 
     def texts(self, prompts) -> list[str]:
-        return ["" if torch.rand(()) < 2 * self.drop else text for text in super().texts(prompts)]
+        """The prompts, some of them empty; the same draw of a sample decides over its picture, see `added`."""
+        self._draw = torch.rand(len(prompts))
+        empty = self._draw < 2 * self.drop
+        return ["" if gone else text for gone, text in zip(empty, super().texts(prompts), strict=True)]
 
     def added(self, batch) -> dict:
         embeds = self.embed(batch["pixels"])
-        kept = torch.rand(len(embeds), 1, device=embeds.device) >= 2 * self.drop
-        return {"added_cond_kwargs": {"image_embeds": [(embeds * kept)[:, None]]}}
+        kept = (self._draw < self.drop) | (self._draw >= 3 * self.drop)
+        return {"added_cond_kwargs": {"image_embeds": [(embeds * kept.to(embeds)[:, None])[:, None]]}}
 
     def extras(self) -> dict[str, Tensor]:
         return {IMAGE_TOKENS: self.picture.cpu().clone()}

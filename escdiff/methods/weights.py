@@ -30,9 +30,11 @@ class Weights:
     """Trainable weights of a backbone's U-Net."""
 
     def parameters(self) -> list[nn.Parameter]:
+        """What is trained, in float32."""
         raise NotImplementedError
 
     def save(self, folder: Path) -> None:
+        """Write it as diffusers' own loader reads it."""
         raise NotImplementedError
 
 

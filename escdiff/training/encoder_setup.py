@@ -11,7 +11,7 @@ from escdiff.conditioning import ConditioningSpace
 from escdiff.data.datamodule import EncoderDataModule
 from escdiff.data.images import expand
 from escdiff.data.index import Index
-from escdiff.data.latents import FOLDER, encode_dataset, stands, vae_key
+from escdiff.data.latents import FOLDER, encode_dataset, shard_file, stands, vae_key
 from escdiff.data.store import ShardStore, is_address
 from escdiff.data.streaming import PhotoDataModule
 from escdiff.encoder.encoder import ConceptEncoder, EncoderConfig
@@ -32,6 +32,7 @@ def make_backbone(config: Any) -> Backbone:
 
 
 def make_encoder(config: Any, backbone: Backbone) -> ConceptEncoder:
+    """A new encoder of `encoder` and `space`, with the weights of `init` where it is given."""
     space = ConditioningSpace.build(
         backbone.unet,
         layers=option(config, "space.layers", "each"),
@@ -45,6 +46,7 @@ def make_encoder(config: Any, backbone: Backbone) -> ConceptEncoder:
 
 
 def make_objective(config: Any) -> Objective:
+    """The weights of `loss`."""
     return Objective(**_known(Objective, option(config, "loss")))
 
 
@@ -88,28 +90,39 @@ def make_data(config: Any, backbone: Backbone):
     if index.name != "still_life":
         size = option(config, "data.size", backbone.unet.config.sample_size * 8)
         more = _given(config, "appearance_only", "buffer", "check_hashes", "cache", "cache_gb")
-        return PhotoData(root, size=size, latents=_cached(root, index, backbone, size), **common, **more)
+        key = _cached(root, index, backbone, size) if _wants_cache(config) else None
+        _cast(config, backbone)
+        return PhotoData(root, size=size, latents=key, **common, **more)
     root = expand(root)
     key = None
-    if getattr(config.data, "latents", "auto") == "auto":  # null means without a cache
+    if _wants_cache(config):
         key = vae_key(backbone.vae, index.options["size"])
         device = "cuda" if torch.cuda.is_available() else "cpu"
         backbone.vae.to(device)
         encode_dataset(root, backbone.moments, key, device=device)
-    dtype = pick_dtype(option(config, "backbone.dtype", "float32"))
-    if backbone.dtype != dtype:
-        backbone.to(dtype=dtype)
+    _cast(config, backbone)
     shares = _given(config, "one_reference", "shape_only", "appearance_only", "reframed", "val_fraction")
     return SwapData(root, latents=key, **common, **shares)
 
 
+def _cast(config: Any, backbone: Backbone) -> None:
+    """The frozen weights to `backbone.dtype`, once the cache of latents has its name."""
+    dtype = pick_dtype(option(config, "backbone.dtype", "float32"))
+    if backbone.dtype != dtype:
+        backbone.to(dtype=dtype)
+
+
 def _cached(root: Any, index: Index, backbone: Backbone, size: int) -> str | None:
     """The key of the photos' latents if `python -m data_prep latents` made all of them."""
-    if is_address(root):
-        return None
-    key = vae_key(backbone.vae, size)
-    cache = expand(root) / FOLDER / key
-    return key if all(stands(cache, shard) for shard in index.shards if shard.samples) else None
+    key, shards = vae_key(backbone.vae, size), [shard for shard in index.shards if shard.samples]
+    if is_address(root):  # the stream looks into each file when it fetches it
+        there = ShardStore(root).names(f"{FOLDER}/{key}")
+        return key if all(Path(shard_file(key, shard)).name in there for shard in shards) else None
+    return key if all(stands(expand(root) / FOLDER / key, shard) for shard in shards) else None
+
+
+def _wants_cache(config: Any) -> bool:
+    return getattr(config.data, "latents", "auto") == "auto"  # null means without one
 
 
 def _given(config: Any, *names: str) -> dict[str, Any]:

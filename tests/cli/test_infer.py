@@ -83,6 +83,33 @@ def test_shape_and_appearance_of_two_pictures_and_the_concept_file_again(folder,
     assert (np.asarray(Image.open(weak / "picture-001.png")) != pixels[0]).any()
 
 
+def test_files_of_one_attribute_each_are_the_two_pictures_together(folder, tiny_folder, tmp_path):
+    pictures = {"shape": folder / "pictures" / "a [1], red=blue.png", "appearance": folder / "pictures" / "b.png"}
+    both = run(folder, tiny_folder, *(f"{a}={path}" for a, path in pictures.items()), f"out={tmp_path / 'both'}")
+    files = []
+    for attribute, path in pictures.items():
+        out = run(folder, tiny_folder, f"{attribute}={path}", f"out={tmp_path / attribute}")
+        files.append(f"{attribute}={out / path.stem}.safetensors")
+    prompt = json.loads((both / "run.json").read_text())["prompts"][0]
+    again = run(folder, tiny_folder, *files, f"prompt={prompt}", "mix=0.2", f"out={tmp_path / 'files'}")
+    pixels = [np.asarray(Image.open(o / "picture-001.png")) for o in (both, again)]
+    assert (pixels[0] == pixels[1]).all()
+
+
+def test_a_concept_of_one_placeholder_is_split_by_the_encoders_gates(folder, tiny_folder, tmp_path):
+    backbone = load_backbone(tiny_folder)
+    gates = ConceptEncoder.from_pretrained(folder / "enc", backbone).gates()
+    space, word = backbone.p_plus(), backbone.prompts.word_embedding("object")
+    vectors = {"concept": torch.randn(16, 1, 1, backbone.width)}
+    concept = Concept(vectors, {"concept": word}, space, backbone.name, backbone.text_hash)
+    concept.save(tmp_path / "word.safetensors")
+    given = (f"concept={tmp_path / 'word.safetensors'}", "prompt=a <shape>", "mix=gates")
+    out = run(folder, tiny_folder, *given, f"out={tmp_path / 'out'}")
+    found = Concept.load(out / "word.safetensors").vectors["shape"]
+    share = (gates["shape"] / (gates["shape"] + gates["appearance"]))[..., None, None]
+    assert torch.allclose(found, torch.lerp(word.expand_as(found), vectors["concept"], share), atol=1e-2)
+
+
 @pytest.mark.parametrize("attribute", ["shape", "appearance"])
 def test_one_attribute_alone(folder, tiny_folder, tmp_path, attribute):
     out = run(folder, tiny_folder, f"{attribute}={folder / 'pictures' / 'b.png'}", f"out={tmp_path}")

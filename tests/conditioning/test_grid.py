@@ -3,11 +3,9 @@
 import pytest
 import torch
 
-from escdiff.conditioning import ConditioningSpace, grid
-from escdiff.errors import UserError
+from escdiff.conditioning import grid
 
 B, L, S, T, D = 2, 3, 4, 5, 6
-SPACE = ConditioningSpace((("a",), ("b",), ("c",)), (0, 100, 200, 300, 1000))
 
 
 @pytest.fixture
@@ -24,19 +22,11 @@ def test_expand_repeats_only_axes_of_one(cells):
         grid.expand(cells, 16, S)
 
 
-def test_select_takes_each_samples_own_stage(cells):
-    chosen = grid.select(cells, torch.tensor([3, 1]))
-    assert torch.equal(chosen[0], cells[0, :, 3]) and torch.equal(chosen[1], cells[1, :, 1])
-    assert torch.equal(grid.select(cells[:, :, :1], torch.tensor([3, 1])), cells[:, :, 0])
-
-
 def test_pack_puts_layers_one_behind_the_other(cells):
     layers = cells[:, :, 0]
     packed = grid.pack(layers)
     assert packed.shape == (B, L * T, D) and torch.equal(packed[:, T : 2 * T], layers[:, 1])
-    assert torch.equal(grid.unpack(packed, L), layers)
-    with pytest.raises(ValueError, match="does not hold 4 layers"):
-        grid.unpack(packed, 4)
+    assert torch.equal(packed.unflatten(1, (L, T)), layers)
 
 
 def test_blend_is_exact_at_both_ends(cells):
@@ -52,11 +42,3 @@ def test_blend_is_exact_at_both_ends(cells):
     assert torch.equal(per_cell[:, 1, 2], other[:, 1, 2]) and torch.equal(per_cell[:, 2], cells[:, 2])
     with pytest.raises(ValueError, match="expected"):
         grid.blend(cells, other, torch.zeros(B, L, S))
-
-
-def test_validate_names_both_sides(cells):
-    assert grid.validate(cells, SPACE, D) is cells
-    with pytest.raises(UserError, match=r"\(2, 3, 4, 5, 6\).*3 layers, 4 stages, tokens, width 768"):
-        grid.validate(cells, SPACE, 768)
-    with pytest.raises(UserError, match="NaN"):
-        grid.validate(cells * torch.nan, SPACE, D)

@@ -1,15 +1,20 @@
+from types import SimpleNamespace
+
+import fsspec
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 from torch.nn.functional import avg_pool2d
 
+from escdiff.backbone import load_backbone
 from escdiff.data.index import Index
-from escdiff.data.latents import encode_dataset
+from escdiff.data.latents import encode_dataset, vae_key
 from escdiff.data.shards import encode_jpeg, encode_json, encode_png, read_raw, write_shard
 from escdiff.data.store import ShardStore
 from escdiff.data.streaming import PhotoDataModule, PhotoStream
 from escdiff.errors import UserError
+from escdiff.training.encoder_setup import make_data
 
 META = {"caption": "a vase", "category": "vase", "source": "test", "licence": "CC0-1.0"}
 
@@ -45,6 +50,14 @@ def keys(batches) -> list[list[str]]:
 
 def stream(folder, rank=0, world=1, streams=1, batch_size=4) -> PhotoStream:
     return PhotoStream(ShardStore(folder), Index.load(folder), batch_size, 16, 0, rank, world, streams, 7, 0.2)
+
+
+def test_the_frozen_weights_take_the_dtype_of_the_configuration(photos, tiny_folder):
+    backbone = load_backbone(tiny_folder)
+    settings = SimpleNamespace(root=str(photos), batch_size=4, size=64)
+    config = SimpleNamespace(data=settings, seed=0, backbone=SimpleNamespace(dtype="bfloat16"))
+    make_data(config, backbone)
+    assert backbone.unet.dtype == backbone.vae.dtype == torch.bfloat16
 
 
 def test_an_epoch_holds_every_sample_once_in_a_mixed_order(photos):
@@ -148,3 +161,18 @@ def test_an_address_gives_what_the_folder_gives(photos, tmp_path, workers):
     assert keys(module(address, num_workers=workers, cache=tmp_path).train_dataloader()) == local
     (cached,) = tmp_path.iterdir()
     assert len(list(cached.glob("*.tar"))) == 4
+
+
+def test_latents_behind_an_address_are_used_where_all_are_there(photos, tiny_folder, tmp_path):
+    memory = fsspec.filesystem("memory")
+    memory.put(str(photos), "/told/photos", recursive=True)
+    backbone = load_backbone(tiny_folder)
+    settings = SimpleNamespace(root="memory://told/photos", batch_size=4, size=64, cache=str(tmp_path))
+    config = SimpleNamespace(data=settings, seed=0)
+    assert "latent" not in next(iter(make_data(config, backbone).train_dataloader()))
+    cache = encode_dataset(photos, backbone.moments, vae_key(backbone.vae, 64), size=64)
+    memory.put(str(cache), f"/told/photos/latents/{cache.name}", recursive=True)
+    batch = next(iter(make_data(config, backbone).train_dataloader()))
+    assert batch["latent"].shape[1:] == (16, 8, 8)  # mean and log-variance
+    settings.latents = None
+    assert "latent" not in next(iter(make_data(config, backbone).train_dataloader()))

@@ -33,6 +33,17 @@ def test_one_row_per_run_default_first_failures_too(tmp_path):
     assert "the command" in (tmp_path / "table.md").read_text()
 
 
+def test_what_people_wrote_below_the_table_is_kept(tmp_path):
+    run, table = make_run(tmp_path / "default"), tmp_path / "table.md"
+    tabulate([run], judge, table, "the first command")
+    with table.open("a") as file:
+        file.write("\n## What it says\n\nOpen gates do as well.\n")
+    tabulate([run], judge, table, "the second command")
+    found = table.read_text()
+    assert found.endswith("the second command\n\n## What it says\n\nOpen gates do as well.\n")
+    assert found.count("| default") == 1
+
+
 def test_a_run_is_one_row_with_the_manifest_of_its_checkpoints(tmp_path):
     run = make_run(tmp_path / "default")
     (run / "checkpoints").mkdir()

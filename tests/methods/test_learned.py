@@ -87,6 +87,17 @@ def test_ip_adapter_is_diffusers_own_pipeline(make, fresh, tiny_folder, towers, 
     assert not np.array_equal(np.asarray(plain), np.asarray(expected))
 
 
+def test_ip_adapter_drops_the_picture_the_text_or_both_equally_often(backbone, towers, monkeypatch):
+    method = IPAdapter(backbone, str(towers[1]), drop=0.05)
+    monkeypatch.setattr(method, "embed", lambda pictures: torch.ones(len(pictures), 3))
+    count = 20_000
+    no_text = torch.tensor([text == "" for text in method.texts(["a <concept>"] * count)])
+    embeds = method.added({"pixels": torch.empty(count)})["added_cond_kwargs"]["image_embeds"][0]
+    no_picture = embeds[:, 0, 0] == 0
+    for dropped in (no_text & ~no_picture, no_picture & ~no_text, no_text & no_picture):
+        assert abs(dropped.float().mean() - 0.05) < 0.008  # five standard deviations
+
+
 @pytest.mark.parametrize("name", ["ip_adapter", "elite", "e4t"])
 def test_gradients_reach_all_that_is_learned(make, backbone, references, name):
     method = make(name)

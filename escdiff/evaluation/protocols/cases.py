@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
+from escdiff.data.prompts import uses
 from escdiff.evaluation.protocols.subjects import Subject, painted, scored
 
 PROMPTS, SWAP, REAL = "prompts", "swap", "real"
@@ -57,10 +58,6 @@ def cases(task: str, subjects: Sequence[Subject], number: int, seeds: Sequence[i
     found = []
     for template in subject.templates:
         prompt, text = painted(template), scored(template, subject.category)
-        shape, appearance = (_needs(prompt, a) * subject.name for a in ("shape", "appearance"))
+        shape, appearance = (uses(prompt, a) * subject.name for a in ("shape", "appearance"))
         found += [Case(prompt, text, shape, appearance, seed) for seed in seeds]
     return found
-
-
-def _needs(prompt: str, attribute: str) -> bool:
-    return f"<{attribute}>" in prompt or "<concept>" in prompt
