@@ -73,6 +73,7 @@ def compare(
     references: Annotated[int, typer.Option(help="How many; 0 means 20, or 3 with --quick.")] = 0,
     pictures: Annotated[int, typer.Option(help="Per reference and task.")] = 2,
     scale: Annotated[float, typer.Option(help="Of all steps of optimisation and learning.")] = 1.0,
+    split: Annotated[str, typer.Option(help="Of methods that only know a whole: hand, or gates (ESCDiff's).")] = "hand",
     data: Annotated[str, typer.Option(help="Still Life folder to learn encoders from; rendered if missing.")] = "",
     encoder: Annotated[Path | None, typer.Option(help="Folder of the concept encoder; else the bundled one.")] = None,
     backbone: Annotated[str, typer.Option(help="mini, a diffusers folder or a hub id.")] = "mini",
@@ -92,6 +93,8 @@ def compare(
             raise UserError(f"{option} is {value}; give at least {low}")
     if not 0 < scale <= 100:
         raise UserError(f"--scale is {scale:g}; give a number above 0, such as 0.5")
+    if split not in ("hand", "gates"):
+        raise UserError(f"--split is {split}; give hand or gates")
     count = references or (3 if quick else 20)
     if count < 2:
         raise UserError(f"--references is {count}; give at least 2, since pairs of them are mixed")
@@ -109,7 +112,7 @@ def compare(
     if quick and not data and not Path(root).is_dir():
         root, samples = str(out / "still_life"), 2_000  # not where a training would take them for the whole
     own = str(encoder) if encoder else None
-    comparison = Comparison(models, out, chosen, count, pictures, seed, quick, scale, root, samples, own)
+    comparison = Comparison(models, out, chosen, count, pictures, seed, quick, scale, split, root, samples, own)
     comparison.run(f"python -m escdiff.evaluation {shlex.join(sys.argv[1:])}")
     typer.echo(f"{out / 'comparison.md'}, {out / 'comparison.svg'}")
 

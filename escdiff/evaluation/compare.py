@@ -39,6 +39,7 @@ class Comparison:
     Attributes:
         references: how many. each: pictures per reference and task.
         scale: of all steps of optimisation and learning.
+        split: how methods without shape and appearance of their own are split: "hand" or "gates", ESCDiff's.
         data, samples: Still Life folder that encoders learn from, and how many pictures to render if it is missing.
         costs: contender -> what each of its concepts cost. seconds: contender -> seconds per picture.
     """
@@ -51,6 +52,7 @@ class Comparison:
     seed: int = 0
     quick: bool = False
     scale: float = 1.0
+    split: str = "hand"
     data: str = "outputs/still_life"
     samples: int = 20_000
     encoder: str | None = None
@@ -120,7 +122,7 @@ class Comparison:
         """The judged pictures of a task, reference by reference."""
         asks = contest.asks(task, self.factors, self.each, self.seed)
         own = self.settings(name, task, self.references, self.each, self.models.steps, self.models.guidance)
-        home = self.out / "cells" / name
+        home = self.out / ("cells" if self.split == "hand" else f"cells-{self.split}") / name
         kept = load_task(home, task, own)
         if kept is None:
             start = time.perf_counter()
@@ -145,6 +147,7 @@ class Comparison:
         noise = stream(self.seed, contest.STREAM - 1 - contest.TASKS.index(task))
         seeds = noise.integers(1 << 31, size=len(asks)).tolist()
         concepts = {i: Concept.load(self.place(name, i) / CONCEPT) for ask in asks for i in ask.references}
+        gates = {a: g.detach().cpu() for a, g in self.models.encoder.gates().items()} if self.split == "gates" else None
         alone = any("adapter" in concept.notes for concept in concepts.values())
         size = self.each if alone else max(self.models.batch_size, 1)
         pictures = []
@@ -152,7 +155,8 @@ class Comparison:
             part = asks[first : first + size]
             used = list(dict.fromkeys(i for ask in part for i in ask.references)) if alone else []
             said = [
-                contest.in_their_words(task, ask.request.prompt, [concepts[i] for i in ask.references]) for ask in part
+                contest.in_their_words(task, ask.request.prompt, [concepts[i] for i in ask.references], gates)
+                for ask in part
             ]
             strength = SWAP_STRENGTH if len(used) > 1 else 1.0
             with applied(
@@ -199,5 +203,5 @@ class Comparison:
             "command": command, "date": time.strftime("%Y-%m-%d"), "escdiff": __version__,
             "backbone": models.backbone.name, "weights": models.fingerprints, "references": self.references,
             "pictures": self.each, "seed": self.seed, "sampling_steps": models.steps, "guidance": models.guidance,
-            "scale": self.scale, "quick": self.quick,
+            "scale": self.scale, "quick": self.quick, "split": self.split,
         }  # fmt: skip

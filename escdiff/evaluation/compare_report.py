@@ -18,9 +18,10 @@ NOTE = (
     "references of the mean over a reference's pictures, with 95 % bootstrap intervals over references. Seconds to "
     "customize leave out loading the backbone and, for methods with an encoder, learning it once; pictures of the "
     "class that a method paints for itself count. Bytes are of one concept with the weights that are its own; weights "
-    "that all concepts share come after the plus. Methods without shape and appearance of their own are split by hand "
-    "(layers 4 to 8 to the shape) where they have layers, and otherwise speak whole."
+    "that all concepts share come after the plus. Methods without shape and appearance of their own are split {split} "
+    "where they have layers, and otherwise speak whole."
 )
+SPLITS = {"hand": "by hand (layers 4 to 8 to the shape)", "gates": "by the gates that ESCDiff's encoder learned"}
 
 
 def write_comparison(out: Path, table: Mapping[str, dict], about: Mapping[str, Any]) -> None:
@@ -48,7 +49,8 @@ def report(table: Mapping[str, dict], about: Mapping[str, Any]) -> str:
         f"Made by `{about['command']}`."
     )
     parts = ["# Every method on one grid", run, "![score against customization time](comparison.svg)"]
-    parts += [_table(head, rows), *claim(table), *density(table), _table(("score", *table), every), NOTE]
+    parts += [_table(head, rows), *claim(table), *density(table), _table(("score", *table), every)]
+    parts.append(NOTE.format(split=SPLITS[about["split"]]))
     return "\n\n".join(parts) + "\n"
 
 

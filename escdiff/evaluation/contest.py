@@ -1,7 +1,9 @@
 """What the comparison asks for: R references, several pictures of each, the same for every contender."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+
+from torch import Tensor
 
 from escdiff.concept import ATTRIBUTES, WHOLE, Concept, placeholder
 from escdiff.evaluation.references import Request, draw_instance, stream
@@ -45,13 +47,16 @@ def _ask(task: str, references: Sequence[Factors], i: int, rng) -> Ask:
     return Ask(of(references[i], rng), (i,))
 
 
-def in_their_words(task: str, prompt: str, concepts: Sequence[Concept]) -> tuple[str, Concept]:
+def in_their_words(
+    task: str, prompt: str, concepts: Sequence[Concept], gates: Mapping[str, Tensor] | None = None
+) -> tuple[str, Concept]:
     """A request as a method can answer it: the prompt with its placeholders, and the concept that they stand for.
 
-    Methods with shape and appearance of their own take the prompt as it is. Others are split by hand, or mixed in one
-    placeholder, as P+ does.
+    Methods with shape and appearance of their own take the prompt as it is. Others are split by hand, or by gates where
+    they are given, or mixed in one placeholder, as P+ does.
     """
-    concept = concepts[0] if len(concepts) == 1 else mix(*concepts)
+    how = "gates" if gates else "hand"
+    concept = concepts[0] if len(concepts) == 1 else mix(*concepts, how, gates)
     if set(ATTRIBUTES) <= set(concept.attributes) and WHOLE not in concept.attributes:
         return prompt, concept
     whole = placeholder(WHOLE)
@@ -59,4 +64,4 @@ def in_their_words(task: str, prompt: str, concepts: Sequence[Concept]) -> tuple
         return prompt.replace(f"of {whole}", f"of a {whole}"), concept
     if task == "swap":
         return prompt.replace("<appearance> <shape>", whole), concept
-    return prompt, split(concept)
+    return prompt, split(concept, how, gates)

@@ -129,6 +129,18 @@ def test_finished_cells_are_not_made_again(comparison, monkeypatch):
         more.run()
 
 
+def test_the_same_concepts_split_by_gates(comparison, monkeypatch):
+    made, _ = comparison
+    monkeypatch.setattr("escdiff.training.method_module.MethodModule.training_step", None)
+    options = {name: getattr(made, name) for name in ("models", "out", "references", "each", "quick", "data")}
+    chosen = {"xti": made.contenders["xti"]}
+    compare.Comparison(**options, contenders=chosen, split="gates").run()
+    assert "by the gates" in (made.out / "comparison.md").read_text()
+    by_hand, by_gates = (sorted((made.out / cells / "xti").rglob("*.png")) for cells in ("cells", "cells-gates"))
+    different = [a.read_bytes() != b.read_bytes() for a, b in zip(by_hand, by_gates, strict=True)]
+    assert any(different) and not all(different)  # what is asked for whole is not split
+
+
 def test_another_encoder_concerns_only_who_uses_it(comparison):
     made, _ = comparison
     before = {name: made.settings(name) for name in made.contenders}
@@ -201,7 +213,7 @@ def test_the_claim_is_judged_not_assumed(ours, theirs, holds):
 
 def test_figures_of_one_method_and_of_instant_ones(tmp_path):
     numbers = dict.fromkeys(("references", "pictures", "sampling_steps", "guidance", "seed", "scale"), 1)
-    about = {"date": "2026-01-01", "backbone": "x", "quick": False, "command": "c", **numbers}
+    about = {"date": "2026-01-01", "backbone": "x", "quick": False, "split": "hand", "command": "c", **numbers}
     table = {"one": fake(0.5, 0.0)}
     draw_figure(table, tmp_path / "figure.svg")
     assert ElementTree.parse(tmp_path / "figure.svg") and "| one: x |" in report(table, about)
