@@ -84,8 +84,8 @@ def compare(
 ) -> None:
     """Customize with every method on the same references, paint the same prompts, and write one table.
 
-    Writes comparison.md, comparison.svg and comparison.json. Stop it and start it again as you like: finished concepts
-    and pictures are kept.
+    Writes comparison.md, comparison.svg, comparison.png and comparison.json. Stop it and start it again as you like:
+    finished concepts and pictures are kept.
     """
     least = {"--references": (references, 0), "--pictures": (pictures, 1), "--steps": (steps, 1), "--seed": (seed, 0)}
     for option, (value, low) in least.items():

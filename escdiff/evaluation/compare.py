@@ -17,6 +17,7 @@ from escdiff.concept import Concept
 from escdiff.data.progress import sample_progress
 from escdiff.evaluation import contest, scores
 from escdiff.evaluation.compare_report import write_comparison
+from escdiff.evaluation.compare_sheet import draw_sheet
 from escdiff.evaluation.contenders import Contender
 from escdiff.evaluation.customize import EXPORT, customize, learn
 from escdiff.evaluation.derived import edit, leak
@@ -64,6 +65,11 @@ class Comparison:
     def factors(self):
         return contest.draw_references(self.seed, self.references)
 
+    @property
+    def cells(self) -> Path:
+        """Folder of the pictures."""
+        return self.out / ("cells" if self.split == "hand" else f"cells-{self.split}")
+
     def settings(self, name: str, *parts: Any) -> str:
         """Hash of all that a cell of a contender depends on."""
         models, contender = self.models, self.contenders[name]
@@ -94,6 +100,8 @@ class Comparison:
         table = self.table()
         about = self.about(command)
         write(self.out / "comparison.json", json.dumps({"run": about, "methods": table}, indent=1) + "\n")
+        asks = {task: contest.asks(task, self.factors, self.each, self.seed) for task in contest.TASKS}
+        draw_sheet(self.out / "comparison.png", self.out / "references", self.cells, asks, self.records, self.each)
         write_comparison(self.out, table, about)
         return table
 
@@ -122,7 +130,7 @@ class Comparison:
         """The judged pictures of a task, reference by reference."""
         asks = contest.asks(task, self.factors, self.each, self.seed)
         own = self.settings(name, task, self.references, self.each, self.models.steps, self.models.guidance)
-        home = self.out / ("cells" if self.split == "hand" else f"cells-{self.split}") / name
+        home = self.cells / name
         kept = load_task(home, task, own)
         if kept is None:
             start = time.perf_counter()

@@ -25,7 +25,7 @@ SPLITS = {"hand": "by hand (layers 4 to 8 to the shape)", "gates": "by the gates
 
 
 def write_comparison(out: Path, table: Mapping[str, dict], about: Mapping[str, Any]) -> None:
-    """Write comparison.md and comparison.svg."""
+    """Write comparison.md and comparison.svg; comparison.png is `compare_sheet`'s."""
     draw_figure(table, out / "comparison.svg")
     write(out / "comparison.md", report(table, about))
 
@@ -49,6 +49,7 @@ def report(table: Mapping[str, dict], about: Mapping[str, Any]) -> str:
         f"Made by `{about['command']}`."
     )
     parts = ["# Every method on one grid", run, "![score against customization time](comparison.svg)"]
+    parts.append("![what each painted for the same requests](comparison.png)")
     parts += [_table(head, rows), *claim(table), *density(table), _table(("score", *table), every)]
     parts.append(NOTE.format(split=SPLITS[about["split"]]))
     return "\n\n".join(parts) + "\n"

@@ -5,9 +5,11 @@ import json
 from dataclasses import replace
 from xml.etree import ElementTree
 
+import numpy as np
 import pytest
 import tiny
 import torch
+from PIL import Image
 from transformers import CLIPVisionConfig, CLIPVisionModel
 from typer.testing import CliRunner
 
@@ -109,6 +111,18 @@ def test_the_table_and_the_figure(comparison):
     svg = ElementTree.fromstring((made.out / "comparison.svg").read_text())
     names = [element.text for element in svg.iter("{http://www.w3.org/2000/svg}text")]
     assert [name for name in names if name in table] == list(table)
+
+
+def test_the_sheet_has_a_row_per_contender_below_the_references(comparison):
+    made, table = comparison
+    sheet, cell, left = Image.open(made.out / "comparison.png"), 128 + 6, 120 + 6
+    for r, name in enumerate(table):
+        top = sheet.height - (len(table) - r) * cell
+        for c, task in enumerate(("both", "both", "swap", "swap")):
+            painted = Image.open(made.out / "cells" / name / f"pictures/{task}/{c % 2:04d}_result.png")
+            shown = sheet.crop((left + c * cell, top, left + c * cell + 128, top + 128))
+            assert np.array_equal(np.asarray(shown), np.asarray(painted.resize((128, 128)))), (name, task)
+    assert sheet.height > (2 + len(table)) * cell and sheet.width == left + 4 * cell
 
 
 def test_finished_cells_are_not_made_again(comparison, monkeypatch):
