@@ -36,7 +36,7 @@ CONTENDERS = {
     "ti": Contender("one vector (paper: 5,000 steps)", "ti", (40, 500)),
     "xti": Contender("a vector per layer (paper: 500 steps)", "xti", (40, 500)),
     "prospect": Contender("a vector per stage (paper's code: 600 steps)", "prospect", (40, 400)),
-    "matte": Contender("four tokens", "matte", (40, 300)),
+    "matte": Contender("four tokens", "matte", (40, 200)),
     "neti": Contender("a network of time and layer (paper: 1,000 steps)", "neti", (40, 300)),
     "dreambooth": Contender("LoRA (paper: 1,000 steps, whole U-Net)", "dreambooth", (20, 250), lr=1e-3),
     "custom_diffusion": Contender("word, keys and values (paper: 250 steps)", "custom_diffusion", (20, 250), lr=1e-3),
