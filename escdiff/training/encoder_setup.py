@@ -91,7 +91,7 @@ def make_data(config: Any, backbone: Backbone):
         size = option(config, "data.size", backbone.unet.config.sample_size * 8)
         more = _given(config, "appearance_only", "buffer", "check_hashes", "cache", "cache_gb")
         key = _cached(root, index, backbone, size) if _wants_cache(config) else None
-        _cast(config, backbone)
+        cast(config, backbone)
         return PhotoData(root, size=size, latents=key, **common, **more)
     root = expand(root)
     key = None
@@ -100,13 +100,13 @@ def make_data(config: Any, backbone: Backbone):
         device = "cuda" if torch.cuda.is_available() else "cpu"
         backbone.vae.to(device)
         encode_dataset(root, backbone.moments, key, device=device)
-    _cast(config, backbone)
+    cast(config, backbone)
     shares = _given(config, "one_reference", "shape_only", "appearance_only", "reframed", "val_fraction")
     return SwapData(root, latents=key, **common, **shares)
 
 
-def _cast(config: Any, backbone: Backbone) -> None:
-    """The frozen weights to `backbone.dtype`, once the cache of latents has its name."""
+def cast(config: Any, backbone: Backbone) -> None:
+    """The frozen weights to `backbone.dtype`; last: the cache of latents is named after them as they were read."""
     dtype = pick_dtype(option(config, "backbone.dtype", "float32"))
     if backbone.dtype != dtype:
         backbone.to(dtype=dtype)

@@ -6,12 +6,12 @@ from typing import Any
 
 import torch
 
-from escdiff.backbone import Backbone, pick_dtype
+from escdiff.backbone import Backbone
 from escdiff.data.images import to_pixels
 from escdiff.errors import UserError
 from escdiff.methods import Method, make_method
 from escdiff.pipeline import generate
-from escdiff.training.encoder_setup import make_backbone, make_data
+from escdiff.training.encoder_setup import cast, make_backbone, make_data
 from escdiff.training.method_module import MethodModule
 from escdiff.training.options import export_folder, option, to_plain
 from escdiff.training.references import Prior, ReferenceData, References, encode
@@ -99,8 +99,6 @@ def picture_size(backbone: Backbone) -> int:
 
 def _cast(config: Any, method: Method) -> None:
     """The frozen weights to `backbone.dtype`; what is trained of the U-Net stays in float32."""
-    dtype = pick_dtype(option(config, "backbone.dtype", "float32"))
-    if method.backbone.dtype != dtype:
-        method.backbone.to(dtype=dtype)
+    cast(config, method.backbone)
     for parameter in method.kept:
         parameter.data = parameter.data.float()
