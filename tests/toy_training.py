@@ -59,15 +59,18 @@ def build(config):
 
 
 class StopAt(L.Callback):
+    """Stops after a step; by a signal that comes before the first of its batches."""
+
     def __init__(self, step: int, by_signal: bool = False) -> None:
         self.step, self.by_signal = step, by_signal
 
+    def on_train_batch_start(self, trainer, *_):
+        if trainer.global_step == self.step - 1 and self.by_signal:
+            signal.raise_signal(signal.SIGTERM)
+
     def on_train_batch_end(self, trainer, *_):
-        if trainer.global_step == self.step:
-            if self.by_signal:
-                signal.raise_signal(signal.SIGTERM)
-            else:
-                trainer.should_stop = True
+        if trainer.global_step == self.step and not self.by_signal:
+            trainer.should_stop = True
 
 
 def last(config) -> dict:

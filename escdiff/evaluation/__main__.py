@@ -93,13 +93,14 @@ def compare(
             raise UserError(f"{option} is {value}; give at least {low}")
     if not 0 < scale <= 100:
         raise UserError(f"--scale is {scale:g}; give a number above 0, such as 0.5")
-    if split not in ("hand", "gates"):
-        raise UserError(f"--split is {split}; give hand or gates")
     count = references or (3 if quick else 20)
     if count < 2:
         raise UserError(f"--references is {count}; give at least 2, since pairs of them are mixed")
+    from escdiff.evaluation.compare_report import SPLITS
     from escdiff.evaluation.contenders import choose
 
+    if split not in SPLITS:
+        raise UserError(f"--split is {split}; give {' or '.join(SPLITS)}")
     chosen = choose(methods)
     from escdiff.evaluation.compare import Comparison
     from escdiff.evaluation.models import Models

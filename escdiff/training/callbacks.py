@@ -9,9 +9,10 @@ import lightning as L
 from lightning.pytorch.utilities import rank_zero_only
 
 from escdiff.training.averaging import Average
-from escdiff.training.checkpoint_io import CheckpointFolder
+from escdiff.training.checkpoint_io import DISK_ERRORS, CheckpointFolder
+from escdiff.training.speed import SAVING
 
-RETRY_SECONDS, LAST_SECONDS = 60.0, 600.0
+RETRY_SECONDS, LAST_SECONDS = 60.0, 300.0  # the latter within what RankWatch waits for a save
 log = logging.getLogger(__name__)
 
 
@@ -60,7 +61,8 @@ class Checkpoints(L.Callback):
     def save(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Write the checkpoint of this step."""
         trainer.save_checkpoint(self.folder / f"step-{trainer.global_step:09d}.ckpt", weights_only=False)
-        self._export(pl_module)
+        with trainer.profiler.profile(SAVING):
+            self._export(pl_module)
 
     def _insist(self, trainer: L.Trainer) -> None:
         """The last state of a run is worth waiting for room on the disk."""
@@ -80,7 +82,7 @@ class Checkpoints(L.Callback):
         try:
             with self.average.applied(pl_module):
                 pl_module.export(self.export_to)
-        except OSError as error:
+        except DISK_ERRORS as error:
             log.warning("the export to %s failed: %s", self.export_to, error)
 
 

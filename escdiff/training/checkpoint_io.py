@@ -16,10 +16,12 @@ from typing import Any
 
 import torch
 from lightning.pytorch.plugins.io import TorchCheckpointIO
+from safetensors import SafetensorError
 
 from escdiff.data.index import sha256, temporary_beside, write_atomic
 
 MANIFEST = "manifest.json"  # file name -> SHA-256, of the checkpoints beside it
+DISK_ERRORS = (OSError, SafetensorError)  # of a full disk safetensors says so in a way of its own
 log = logging.getLogger(__name__)
 
 

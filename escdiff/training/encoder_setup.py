@@ -1,10 +1,12 @@
 """What the encoder's training is made of, from a configuration."""
 
+import time
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import torch
+from lightning.pytorch.utilities import rank_zero_only
 
 from escdiff.backbone import Backbone, load_backbone, loading_options, pick_dtype
 from escdiff.conditioning import ConditioningSpace
@@ -96,10 +98,14 @@ def make_data(config: Any, backbone: Backbone):
     root = expand(root)
     key = None
     if _wants_cache(config):
-        key = vae_key(backbone.vae, index.options["size"])
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-        backbone.vae.to(device)
-        encode_dataset(root, backbone.moments, key, device=device)
+        size = index.options["size"]
+        key = vae_key(backbone.vae, size)
+        if rank_zero_only.rank == 0:
+            device = "cuda" if torch.cuda.is_available() else "cpu"
+            backbone.vae.to(device)
+            encode_dataset(root, backbone.moments, key, device=device)
+        while _cached(root, index, backbone, size) is None:  # rank zero encodes
+            time.sleep(2)
     cast(config, backbone)
     shares = _given(config, "one_reference", "shape_only", "appearance_only", "reframed", "val_fraction")
     return SwapData(root, latents=key, **common, **shares)
@@ -113,7 +119,7 @@ def cast(config: Any, backbone: Backbone) -> None:
 
 
 def _cached(root: Any, index: Index, backbone: Backbone, size: int) -> str | None:
-    """The key of the photos' latents if `python -m data_prep latents` made all of them."""
+    """The key of the pictures' latents if all of them are there."""
     key, shards = vae_key(backbone.vae, size), [shard for shard in index.shards if shard.samples]
     if is_address(root):  # the stream looks into each file when it fetches it
         there = ShardStore(root).names(f"{FOLDER}/{key}")

@@ -18,6 +18,7 @@ from escdiff.errors import UserError
 from escdiff.training.averaging import trainable
 from escdiff.training.monitor import Monitor
 
+STOPPED, OUT_OF_TIME = "stopped", "out of time"
 log = logging.getLogger(__name__)
 
 
@@ -93,6 +94,12 @@ class GradientGuard(L.Callback):
             hint = "the last checkpoint is sound: resume from it with a lower optim.lr, or in float32"
             raise UserError(f"{what}; {hint}")
 
+    def state_dict(self) -> dict[str, Any]:
+        return {"bad": self.bad}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.bad = state_dict["bad"]
+
     def _write(self, trainer: L.Trainer, loss: torch.Tensor, keys: list[str]) -> None:
         own = {"rank": trainer.global_rank, "loss": float(loss) if torch.isfinite(loss) else None, "keys": keys}
         ranks = [own] * trainer.world_size
@@ -107,31 +114,38 @@ class GradientGuard(L.Callback):
 
 
 class CleanStop(L.Callback):
-    """Ends the run after the current step on SIGINT or SIGTERM, or when its minutes are used up.
+    """Ends the run after the current step, all its batches, on SIGINT or SIGTERM, or when its minutes are used up.
 
     The checkpoint callback then saves. A second SIGINT interrupts at once.
+
+    Attributes:
+        ended: what a run is that was not finished: `STOPPED` by a signal, or `OUT_OF_TIME`.
     """
 
     def __init__(self, max_minutes: float | None = None) -> None:
         self.max_seconds = None if max_minutes is None else 60 * max_minutes
-        self.asked, self._handlers, self._start = False, {}, 0.0
+        self.asked, self.ended, self._handlers, self._start, self._step = False, STOPPED, {}, 0.0, 0
 
     def _ask(self, number: int, _frame: Any) -> None:
         self.asked = True
         log.warning("%s: finishing this step, then saving", signal.Signals(number).name)
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
-    def on_train_start(self, *_: Any) -> None:
-        self._start = time.monotonic()
+    def on_train_start(self, trainer: L.Trainer, *_: Any) -> None:
+        self._start, self._step = time.monotonic(), trainer.global_step
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGINT, signal.SIGTERM):
                 self._handlers[number] = signal.signal(number, self._ask)
 
     def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
+        if trainer.global_step == self._step:  # in the middle of an accumulated step, where nothing can be saved
+            return
+        self._step = trainer.global_step
         late = self.max_seconds is not None and time.monotonic() - self._start > self.max_seconds
         stop = self.asked or late
         if trainer.world_size > 1:
             stop = trainer.strategy.reduce_boolean_decision(stop, all=False)
+        self.ended = OUT_OF_TIME if late else STOPPED
         trainer.should_stop = trainer.should_stop or stop
 
     def teardown(self, *_: Any, **__: Any) -> None:

@@ -1,6 +1,8 @@
 """Loggers: a local JSONL file is the truth; wandb and TensorBoard are mirrors that may fail without harm."""
 
+import contextlib
 import errno
+import hashlib
 import json
 import logging
 import math
@@ -142,7 +144,8 @@ class Mirror(Logger):
         self._pass_on("finalize", status)
         if self._thread is None or not self.works:
             return
-        self._queue.put(None)
+        with contextlib.suppress(queue.Full):
+            self._queue.put(None, timeout=GRACE_SECONDS)
         self._thread.join(GRACE_SECONDS)
         if self._thread.is_alive():
             self._silence(f"no answer for {GRACE_SECONDS:.0f} s")
@@ -174,10 +177,17 @@ def _wandb(config: Any, folder: Path) -> Logger:
     import wandb
     from lightning.pytorch.loggers import WandbLogger
 
-    project, run = option(config, "logger.project", "escdiff"), option(config, "run_id")
+    class OneRun(WandbLogger):
+        def finalize(self, status: str) -> None:
+            super().finalize(status)
+            self.experiment.finish()  # else the next cell of a sweep would go on with this run
+
+    project = option(config, "logger.project", "escdiff")
+    own = hashlib.sha256(str(folder.absolute()).encode()).hexdigest()[:16]  # the same whenever this folder goes on
     mode = option(config, "logger.mode", "online")
     # Without its own limits wandb's exit waits for the network for ever.
     settings = wandb.Settings(init_timeout=GRACE_SECONDS, finish_timeout=GRACE_SECONDS, login_timeout=GRACE_SECONDS)
-    return WandbLogger(
-        project=project, id=run, name=run, save_dir=str(folder), mode=mode, config=to_plain(config), settings=settings
-    )
+    return OneRun(
+        project=project, id=own, name=option(config, "run_id"), save_dir=str(folder), mode=mode,
+        config=to_plain(config), settings=settings,
+    )  # fmt: skip

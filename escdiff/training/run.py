@@ -17,7 +17,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from escdiff.errors import UserError
 from escdiff.training.averaging import Average
 from escdiff.training.callbacks import Checkpoints, SampleGrid
-from escdiff.training.checkpoint_io import CheckpointFolder
+from escdiff.training.checkpoint_io import DISK_ERRORS, CheckpointFolder
 from escdiff.training.feeding import EndlessData, ensure_data
 from escdiff.training.guards import CleanStop, GradientGuard, StepSeeds
 from escdiff.training.loggers import make_loggers
@@ -42,16 +42,24 @@ def train(config: Any, callbacks: Sequence[L.Callback] = ()) -> None:
     """Run `config.recipe` to `trainer.max_steps`, from the newest good checkpoint of `run_dir` where one is.
 
     Read by attribute: recipe, seed, run_dir, resume; data (see `ensure_data`, and batch_size); optim.ema,
-    optim.clip; trainer.max_steps, accelerator, devices, num_nodes, strategy, precision, accumulate, threads,
-    log_steps, save_minutes, save_steps, keep, sample_steps, max_minutes, max_skips, stall_seconds; logger.name.
-    On one process a run that was stopped and resumed gives bit for bit what it would have given in one go.
+    optim.clip; trainer.max_steps, accelerator, devices, num_nodes, strategy, precision, deterministic, accumulate,
+    threads, log_steps, save_minutes, save_steps, keep, sample_steps, max_minutes, max_skips, stall_seconds;
+    logger.name.
+    On one CPU process a run that was stopped and resumed gives bit for bit what it would have given in one go; on a
+    GPU so far as its kernels do, with trainer.deterministic those that do.
 
     Raises:
-        UserError: an unknown recipe, data or checkpoints that do not fit, no such device, or too little disk space.
+        UserError: an unknown recipe, data or checkpoints that do not fit, no such device, too little disk space, or
+            another run in the same folder.
     """
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)  # else it advertises
     folder = RunFolder(config.run_dir)
     folder.create()
+    with folder.held():
+        _train(config, callbacks, folder)
+
+
+def _train(config: Any, callbacks: Sequence[L.Callback], folder: RunFolder) -> None:
     resume = option(config, "resume", True)
     if not resume:
         folder.check_fresh()
@@ -80,12 +88,13 @@ def train(config: Any, callbacks: Sequence[L.Callback] = ()) -> None:
             try:
                 with average.applied(module):
                     finish(module)
-            except OSError as error:
+            except DISK_ERRORS as error:
                 what = f"the result could not be written ({error})"
                 raise UserError(
-                    f"{what}; mend that and give the same command again: nothing is trained anew"
+                    f"{what}; mend that and give the same command again: it goes on from the last checkpoint"
                 ) from error
-        folder.write_manifest(status="finished" if done else "stopped", step=trainer.global_step)
+        ended = next(callback.ended for callback in trainer.callbacks if isinstance(callback, CleanStop))
+        folder.write_manifest(status="finished" if done else ended, step=trainer.global_step)
     if not done:
         log.warning("stopped at step %d; the same command goes on from there", trainer.global_step)
 
@@ -131,7 +140,7 @@ def make_trainer(config: Any, folder: RunFolder, average: Average, extra: Sequen
     where = {
         "accelerator": get("accelerator", "auto"), "devices": get("devices", "auto"),
         "num_nodes": get("num_nodes", 1), "strategy": get("strategy", "auto"),
-        "precision": get("precision", "32-true"),
+        "precision": get("precision", "32-true"), "deterministic": get("deterministic", None) or None,
     }  # fmt: skip
     try:
         return L.Trainer(

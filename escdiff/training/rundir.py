@@ -6,12 +6,15 @@ import platform
 import shutil
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import torch
 import yaml
+from lightning.pytorch.utilities import rank_zero_only
 from torch import nn
 
 from escdiff.data.index import write_atomic
@@ -50,6 +53,30 @@ class RunFolder:
                 f"cannot make the run folder {self.path}: {error.strerror}; give another run_dir"
             ) from error
 
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Keep other commands out of the folder; the system lets go of it when this process ends, however that is.
+
+        Raises:
+            UserError: another process trains in it.
+        """
+        try:
+            import fcntl
+        except ImportError:  # Windows
+            fcntl = None
+        if fcntl is None or rank_zero_only.rank != 0:
+            yield
+            return
+        with open(self.path / ".lock", "w") as file:
+            try:
+                # Not flock, which workers would inherit and hold on to after their parent was killed.
+                fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except (BlockingIOError, PermissionError):
+                raise UserError(f"another run trains in {self.path}; wait for it or give another run_dir") from None
+            except OSError as error:
+                log.warning("%s cannot be locked (%s); give it to one command at a time", self.path, error.strerror)
+            yield
+
     def saved(self) -> list[Path]:
         """Checkpoints, the newest (furthest) first."""
         return checkpoint_io.saved(self.checkpoints)
@@ -57,12 +84,17 @@ class RunFolder:
     def newest_checkpoint(self) -> Path | None:
         """The furthest checkpoint that is sound, None where there is none.
 
+        Those passed over are renamed, else they would count among the newest few that are kept.
+
         Raises:
             UserError: there are some and none can be read.
         """
         saved = self.saved()
-        for path in saved:
+        for number, path in enumerate(saved):
             if (reason := checkpoint_io.damage(path)) is None:
+                if rank_zero_only.rank == 0:
+                    for damaged in saved[:number]:
+                        damaged.replace(damaged.with_suffix(".damaged"))
                 return path
             log.warning("the checkpoint %s cannot be read (%s); trying the one before", path, reason)
         if saved:

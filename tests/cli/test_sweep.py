@@ -6,7 +6,7 @@ import sys
 
 import pytest
 import yaml
-from toy_training import FINISHED
+from toy_training import FINISHED, StopAt
 
 from escdiff.cli import runs, train
 from escdiff.cli.sweep import check_extras
@@ -38,7 +38,7 @@ def sweep(tmp_path, monkeypatch):
 
     def call(*arguments: str) -> list[str]:
         own = [f"sweep_dir={tmp_path}", "trainer.max_steps=2", "trainer.log_steps=1", "data.batch_size=2"]
-        argv = ["-m", *arguments, *own]
+        argv = ["-m", *own, *arguments]
         monkeypatch.setattr(sys, "argv", ["train.py", *argv])
         trained.clear()
         train._main(argv)
@@ -69,13 +69,14 @@ def test_an_experiment_may_name_the_cells_of_a_sweep(tmp_path, monkeypatch):
     ran = []
     monkeypatch.setattr(train, "run", lambda values, overrides: ran.append(values))
     monkeypatch.setattr(RunFolder, "write_manifest", lambda self, **values: None)
-    for group in ("branches", "tokens"):
-        argv = ["-m", f"experiment=ablation/{group}", f"sweep_dir={tmp_path}", "data.batch_size=2"]
+    for group, *one in (["branches"], ["tokens"], ["draws", "loss.draws=4"]):
+        argv = ["-m", f"experiment=ablation/{group}", f"sweep_dir={tmp_path}", "data.num_workers=0", *one]
         monkeypatch.setattr(sys, "argv", ["train.py", *argv])
         train._main(argv)
     assert [values["run_id"] for values in ran] == [
         "encoder.branch_rank=4,encoder.branches=lora", "encoder.branch_rank=4,encoder.branches=routed",
         *(f"encoder.tokens={{shape:{k},appearance:{k}}}" for k in (1, 2, 4)),
+        "data.batch_size=8,loss.draws=4",
     ]  # fmt: skip
     assert [v["run_dir"] for v in ran] == [f"{tmp_path}/{v['run_id']}" for v in ran]
     assert ran[1]["encoder"]["branches"] == "routed" and ran[4]["encoder"]["tokens"] == {"shape": 4, "appearance": 4}
@@ -97,6 +98,48 @@ def test_optuna_goes_on_where_it_was(sweep, monkeypatch):
                       "encoder.rank": optuna.distributions.CategoricalDistribution(["4", "8"])})  # fmt: skip
     again = sweep.call("hparams_search=optuna", "hydra.sweeper.trials=4", "encoder.rank=4,8")
     assert len(again) == 1 and f"optim.lr={left.params['optim.lr']}" in again[0]  # what a kill had cut off
+
+
+@needs_optuna
+def test_a_study_in_which_everything_fails_ends(sweep, monkeypatch):
+    def fails(config):
+        raise (UserError("no data there") if config.optim.lr > 1e-3 else MemoryError("too large"))
+
+    import toy_training
+
+    monkeypatch.setattr(toy_training, "swept", fails)
+    with pytest.raises(UserError, match="all 3 trials of"):
+        sweep.call("hparams_search=optuna", "hydra.sweeper.trials=9")
+
+
+def test_a_stopped_cell_ends_the_sweep_and_goes_on(sweep, monkeypatch):
+    steps, fit = [], run.L.Trainer.fit
+
+    def stopped(self, module, **kwargs):
+        self.callbacks.insert(0, StopAt(1, by_signal=not steps))
+        steps.append(self.max_steps)
+        fit(self, module, **kwargs)
+
+    monkeypatch.setattr(run.L.Trainer, "fit", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        sweep.call("encoder.gates=learned,none")
+    assert len(steps) == 1 and RunFolder(sweep.folder / "encoder.gates=learned").manifest()["status"] == "stopped"
+    monkeypatch.setattr(run.L.Trainer, "fit", fit)
+    assert sweep.call("encoder.gates=learned,none") == ["encoder.gates=learned", "encoder.gates=none"]
+
+
+def test_a_cell_never_goes_on_from_another_configuration(sweep):
+    sweep.call("encoder.gates=learned,none")
+    with pytest.raises(UserError, match=r"holds a run with loss.draws=4, and loss.draws=8 given"):
+        sweep.call("encoder.gates=learned,none", "loss.draws=8")
+    longer = sweep.call("encoder.gates=learned,none", "trainer.log_steps=2")
+    assert len(longer) == 2  # how it is run may change
+
+
+@pytest.mark.parametrize("devices", ["2", "'0,1'", "[0,1]"])
+def test_cells_of_several_processes_are_refused(sweep, devices):
+    with pytest.raises(UserError, match="2 processes per cell"):
+        sweep.call("encoder.gates=learned,none", f"trainer.devices={devices}")
 
 
 @needs_optuna

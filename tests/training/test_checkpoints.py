@@ -4,6 +4,8 @@ import json
 
 import pytest
 import torch
+import toy_training
+from safetensors import SafetensorError
 from toy_training import FINISHED, assert_same, last
 
 from escdiff.training import callbacks, run
@@ -41,7 +43,7 @@ def test_a_flipped_bit_is_found_and_the_one_before_is_taken(config):
     assert run.RunFolder(config.run_dir).newest_checkpoint() == older
 
 
-def test_a_full_disk_keeps_the_last_good_one_and_is_tried_again(config, caplog):
+def test_a_full_disk_keeps_the_last_good_one_and_is_tried_again(config, caplog, monkeypatch):
     config.trainer.max_steps, config.trainer.save_minutes = 8, 99
     fill_disk(config, 4)
     seen = []
@@ -51,8 +53,17 @@ def test_a_full_disk_keeps_the_last_good_one_and_is_tried_again(config, caplog):
             next(c for c in trainer.callbacks if isinstance(c, callbacks.Checkpoints)).files.wait()
             seen.append((trainer.global_step, steps(config)))
 
+    export, exported = toy_training.Toy.export, []
+
+    def full_once(self, folder):
+        exported.append(self.global_step)
+        if len(exported) == 1:
+            raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+        export(self, folder)
+
+    monkeypatch.setattr(toy_training.Toy, "export", full_once)
     run.train(config, [Look()])
-    assert "No space left" in caplog.text
+    assert "No space left" in caplog.text and "the export to" in caplog.text and exported[-1] == 8
     assert seen[4] == (4, [2]) and seen[5] == (5, [5, 2])  # at once, not only at the next multiple of save_steps
     assert steps(config) == [8, 6] and FINISHED[0].global_step == 8
 

@@ -1,11 +1,16 @@
 """The encoder's training: what is trained and saved, exact resuming, its parts one by one."""
 
 import copy
+import shutil
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
+import lightning as L
 import pytest
+import ranks
 import torch
+from lightning.pytorch.utilities import rank_zero_only
 from transformers import CLIPVisionConfig, CLIPVisionModel
 
 from data_prep.still_life import StillLifeOptions, make_still_life
@@ -14,7 +19,7 @@ from escdiff.conditioning import ConditioningSpace, bind
 from escdiff.conditioning.grid import expand, pack
 from escdiff.encoder import ConceptEncoder
 from escdiff.pipeline import generate
-from escdiff.training import encoder_module, run
+from escdiff.training import encoder_module, encoder_setup, run
 from escdiff.training.feed import LayerFeed
 from escdiff.training.timesteps import draw_timesteps
 from escdiff.training.tying import encode_tied, random_runs, tie
@@ -278,3 +283,44 @@ def test_pairs_come_every_other_step(config, monkeypatch):
         if expected:
             with_pairs = features
     assert torch.allclose(with_pairs["shape"], features["shape"], atol=1e-5)
+
+
+class Keep(L.Callback):
+    def __init__(self, path):
+        self.path = path
+
+    def on_train_end(self, trainer, module):
+        torch.save({name: p.detach() for name, p in module.named_parameters() if p.requires_grad}, self.path)
+
+
+def keep(folder, rank):
+    return [Keep(folder / f"{rank}.pt")]
+
+
+@pytest.mark.slow
+def test_two_processes_learn_the_same_and_something(config, tmp_path):
+    """Through words alone, all losses, adapters, tied and untied layers."""
+    config.loss.words_only, config.trainer.sample_steps = 0.3, 0
+    codes = ranks.wait(ranks.start(config, 2, tmp_path, partial(keep, tmp_path)), 300)
+    assert codes == [0, 0], (tmp_path / "rank0.txt").read_text()
+    first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in range(2))
+    assert first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
+    config.trainer.max_steps, config.run_dir = 1, str(tmp_path / "alone")
+    run.train(config, keep(tmp_path, "alone"))
+    other = torch.load(tmp_path / "alone.pt")
+    assert sum(not torch.equal(first[name], other[name]) for name in first) > len(first) / 2
+
+
+def test_other_ranks_wait_for_the_latents(config, data, tmp_path, monkeypatch):
+    root = shutil.copytree(data, tmp_path / "world", ignore=lambda *_: ["latents"])
+    backbone, waited = load_backbone(config.backbone.name), []
+
+    def encode(seconds):
+        waited.append(seconds)
+        encoder_setup.encode_dataset(root, backbone.moments, encoder_setup.vae_key(backbone.vae, 128))
+
+    monkeypatch.setattr(encoder_setup, "time", SimpleNamespace(sleep=encode))
+    monkeypatch.setattr(rank_zero_only, "rank", 1)
+    config.data.root = str(root)
+    made = encoder_setup.make_data(config, backbone)
+    assert waited == [2] and "latent" in next(iter(made.train_dataloader()))

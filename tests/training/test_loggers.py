@@ -2,6 +2,7 @@
 
 import json
 import logging
+import threading
 import time
 from types import SimpleNamespace
 
@@ -51,7 +52,12 @@ def test_a_failing_mirror_goes_silent(caplog):
 
 
 class Hanging(Unplugged):
+    def __init__(self):
+        super().__init__()
+        self.asked = threading.Event()
+
     def log_metrics(self, metrics, step=None):
+        self.asked.set()
         time.sleep(60)
 
 
@@ -59,10 +65,13 @@ def test_a_hanging_mirror_costs_nothing(caplog, monkeypatch):
     monkeypatch.setattr(loggers, "GRACE_SECONDS", 0.2)
     monkeypatch.setattr(loggers, "QUEUE", 5)
     start = time.monotonic()
-    for count, words in ((3, "no answer"), (20, "does not keep up")):
-        mirror = Mirror("hanging", Hanging)
+    # Of 5 messages and the last word the thread takes one, the others fill the queue: the end finds no place in it.
+    for count, words in ((3, "no answer"), (5, "no answer"), (20, "does not keep up")):
+        inner = Hanging()
+        mirror = Mirror("hanging", lambda inner=inner: inner)
         for step in range(count):
             mirror.log_metrics({"loss": 1.0}, step)
+            assert inner.asked.wait(10)
         mirror.finalize("success")
         assert words in caplog.text
     assert time.monotonic() - start < 10

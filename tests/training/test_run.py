@@ -1,6 +1,9 @@
 """The loop: exact resuming, the run folder, damaged checkpoints, broken gradients, clean stops."""
 
+import importlib.util
 import json
+import subprocess
+import sys
 from types import SimpleNamespace
 
 import pytest
@@ -10,6 +13,8 @@ from toy_training import FINISHED, StopAt, assert_same, last
 
 from escdiff.errors import UserError
 from escdiff.training import run
+
+needs_locks = pytest.mark.skipif(importlib.util.find_spec("fcntl") is None, reason="no POSIX locks here")
 
 
 @pytest.mark.parametrize("accumulate", [1, 2])
@@ -85,7 +90,11 @@ def test_damaged_checkpoint_is_passed_over(config, tmp_path):
     run.train(config, [StopAt(4)])
     newest, older = run.RunFolder(config.run_dir).saved()
     newest.write_bytes(newest.read_bytes()[:200])
-    assert run.RunFolder(config.run_dir).newest_checkpoint() == older
+    config.trainer.max_steps, config.trainer.save_steps = 3, 1
+    run.train(config)  # the damaged one of step 4 must not push out that of step 3
+    assert [path.name for path in run.RunFolder(config.run_dir).saved()] == ["step-000000003.ckpt", older.name]
+    assert newest.with_suffix(".damaged").is_file()
+    config.trainer.max_steps = 6
     run.train(config)
     assert FINISHED.pop().global_step == 6
     for path in run.RunFolder(config.run_dir).saved():
@@ -116,6 +125,23 @@ def test_broken_gradients_end_the_run_with_sound_weights(config):
         run.train(config)
     for tensor in last(config)["state_dict"].values():
         assert torch.isfinite(tensor).all()
+
+
+@needs_locks
+def test_two_commands_do_not_share_a_folder(config):
+    folder = run.RunFolder(config.run_dir)
+    folder.create()
+    script = "import sys; from escdiff.training.rundir import RunFolder\n"
+    script += "with RunFolder(sys.argv[1]).held(): print(flush=True), sys.stdin.read()"
+    with subprocess.Popen(
+        [sys.executable, "-c", script, config.run_dir], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as other:
+        other.stdout.readline()
+        with pytest.raises(UserError, match="another run trains"):
+            run.train(config)
+        other.kill()
+    run.train(config)
+    assert FINISHED[0].global_step == 6
 
 
 def test_disk_preflight(config, monkeypatch):

@@ -21,6 +21,7 @@ from escdiff.cli.keys import check_value
 from escdiff.errors import UserError
 
 DIRECTIONS = ("minimize", "maximize")
+HOPELESS = 3  # trials that fail before any is complete, which end a study
 SETTINGS = {
     "_target_": "hydra_plugins.escdiff_optuna.OptunaSweeper",
     "metric": "train/loss_mean",
@@ -39,7 +40,8 @@ class OptunaSweeper(Sweeper):
 
     What is swept is written as for Hydra: `encoder.rank=4,8`, `optim.lr=tag(log,interval(1e-4,1e-2))`,
     `optim.warmup=range(0,500,100)`; on the command line, or in `params`. A job returns the value to optimise, None
-    where it failed.
+    where it failed. Failed trials count; when the first `HOPELESS` all fail it is the set-up that is wrong, and the
+    sweep ends.
     """
 
     def __init__(self, metric: str, direction: str, trials: int, parallel: int, seed: int, params: DictConfig) -> None:
@@ -84,6 +86,10 @@ class OptunaSweeper(Sweeper):
         left = [trial.number for trial in study.get_trials(states=[TrialState.RUNNING])]
         number = 0
         while True:
+            failed = len(study.get_trials(states=[TrialState.FAIL], deepcopy=False))
+            if failed >= HOPELESS and failed == len(study.get_trials(states=[TrialState.COMPLETE, TrialState.FAIL])):
+                what = f"all {failed} trials of {folder / 'study.db'} failed, see above why"
+                raise UserError(f"{what}; mend that, delete the study and give the same command again")
             waiting, left = left[: self.parallel], left[self.parallel :]
             batch = [(n, study.trials[n].params) for n in waiting]
             done = len(study.get_trials(states=[TrialState.COMPLETE, TrialState.FAIL], deepcopy=False))
@@ -95,7 +101,13 @@ class OptunaSweeper(Sweeper):
             cells = [[*(f"{key}={value}" for key, value in params.items()), *fixed] for _, params in batch]
             self.validate_batch_is_legal(cells)
             for (n, _), job in zip(batch, self.launcher.launch(cells, initial_job_idx=number), strict=True):
-                value = job.return_value
+                try:
+                    value = job.return_value
+                except UserError:  # of the sweep, not of a cell
+                    raise
+                except Exception as error:  # out of memory, say: of this cell's size, perhaps
+                    log.warning("trial %d failed: %s: %s", n, type(error).__name__, error)
+                    value = None
                 study.tell(n, value, TrialState.FAIL if value is None else TrialState.COMPLETE)
             number += len(batch)
         done = study.get_trials(states=[TrialState.COMPLETE])
