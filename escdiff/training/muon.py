@@ -18,11 +18,12 @@ def orthogonalise(matrix: Tensor, steps: int = 5) -> Tensor:
     wide = matrix.T if matrix.size(0) > matrix.size(1) else matrix
     wide = wide / wide.norm().clamp(min=1e-7)
     gram, product = wide @ wide.T, None
-    for _ in range(steps):
+    for step in range(steps):
         polynomial = torch.addmm(gram, gram, gram, beta=b, alpha=c)
         polynomial.diagonal().add_(a)
-        gram = polynomial @ (polynomial @ gram)
         product = polynomial if product is None else polynomial @ product
+        if step + 1 < steps:
+            gram = polynomial @ (polynomial @ gram)
     wide = product @ wide
     return wide.T if matrix.size(0) > matrix.size(1) else wide
 
