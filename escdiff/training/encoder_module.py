@@ -34,7 +34,7 @@ class Objective:
 
     high_noise_bias: float = 0.5  # density of timesteps is proportional to t^bias
     draws: int = 4  # noised copies of each target per step: one encoding serves them all
-    cells: int = 4  # different layers per step, see escdiff.training.tying; 0 for all
+    cells: int = 2  # different layers per step, see escdiff.training.tying; 0 for all
     exact_from: float = 0.9  # share of the run after which all layers differ, as at inference
     mask: float = 0.5  # of the denoising error within the object
     invariance: float = 0.05  # other picture of the same shape (material) -> same shape (appearance) features
