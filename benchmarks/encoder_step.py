@@ -1,6 +1,6 @@
 """The encoder's training step against a bare forward and backward pass of the frozen U-Net at the same batch.
 
-    python benchmarks/encoder_step.py [--batch 64] [--draws 4] [--cells 4] [--threads 2] [--rounds 10]
+    python benchmarks/encoder_step.py [--batch 64] [--draws 4] [--cells 2] [--threads 2] [--rounds 10]
 
 The bar: at most 1.25. `--batch` counts noised latents, so batch / draws references are encoded per step. The step has
 the losses and the vocabulary of `experiment=mini/encoder`, but no average of the weights and no guard of gradients.
@@ -39,7 +39,7 @@ def make_batch(count: int) -> dict:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    for name, default in (("batch", 64), ("draws", 4), ("cells", 4), ("threads", 2), ("rounds", 10)):
+    for name, default in (("batch", 64), ("draws", 4), ("cells", 2), ("threads", 2), ("rounds", 10)):
         parser.add_argument(f"--{name}", type=int, default=default)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)

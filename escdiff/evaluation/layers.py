@@ -156,7 +156,7 @@ def draw_figure(split: Split, gates: dict[str, Tensor] | None, names: Sequence[s
             mean = [100 * found["mean"] for found in split.nearer[name]]
             left.plot(split.inner, mean, ":", color=color, label=f"{name}: nearer to it for CLIP")
     left.set(xlabel="layers with the second description, middle first", ylabel="% of pictures", ylim=(-3, 103))
-    left.legend(frameon=False)
+    left.legend(frameon=False, fontsize=8, ncols=2, loc="lower center", bbox_to_anchor=(0.5, 1.0))
     layers = range(len(split.attention))
     middle.bar(layers, [100 * share for share in split.attention], color="tab:blue")
     middle.axhline(50, color="0.5", linewidth=1)
