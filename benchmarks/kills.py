@@ -2,10 +2,11 @@
 
     python benchmarks/kills.py [--kills 50] [--in-saves 20] [--temporary /dev/shm] [--toy]
 
-A tiny model, trained once in one go with every checkpoint kept, then again, keeping two, with kills until `--in-saves`
-of them have left half a checkpoint; the temporary folder is on another file system where `--temporary` is. After every
-kill the newest sound checkpoint must equal the undisturbed run's of that step: weights, optimizer, schedule, average,
-random state, data position. At the end so must the metrics, line by line, but for the clock. Ends with status 1 if not.
+A tiny model, trained once in one go with every checkpoint kept, then again, keeping two, with kills, `--in-saves` of
+them at a step of a save: before or after its renaming, before or after the manifest's. The temporary folder is on
+another file system where `--temporary` is. After every kill the newest sound checkpoint must equal the undisturbed
+run's of that step: weights, optimizer, schedule, average, random state, data position. At the end so must the metrics,
+line by line, but for the clock. Ends with status 1 if not.
 `--toy` trains two layers instead, through the same loop, in a tenth of the time.
 """
 
@@ -16,6 +17,7 @@ import random
 import signal
 import sys
 import tempfile
+import threading
 import time
 import traceback
 from pathlib import Path
@@ -32,6 +34,7 @@ from escdiff.quiet import quiet_libraries
 from escdiff.training import checkpoint_io, run
 
 CLOCKS = ("time", "throughput")
+PAUSE = 0.02  # seconds before each flush of a save that a kill is to meet
 PARTS = ("state_dict", "optimizer_states", "lr_schedulers", "callbacks", "global_step")
 
 
@@ -55,14 +58,27 @@ def prepare(folder: Path) -> None:
     tiny.make_backbone().pipeline().save_pretrained(folder / "backbone")
 
 
-def fork(config: SimpleNamespace, told: int | None = None) -> int:
-    """Train in a child process; it writes a byte to `told` when a save begins. Returns the child's id."""
+def fork(config: SimpleNamespace, told: int | None = None, slowly: bool = False) -> int:
+    """Train in a child process; it writes a byte to `told` when a save begins, or `slowly` before its every flush.
+
+    Returns the child's id.
+    """
     if child := os.fork():
         return child
     status = 1
     try:
         os.dup2(os.open(f"{config.run_dir}.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND), 2)
-        if told is not None:
+        if slowly:
+            fsync = os.fsync
+
+            def announced_flush(handle):
+                if threading.current_thread() is not threading.main_thread():  # saves have a thread of their own
+                    os.write(told, b".")
+                    time.sleep(PAUSE)
+                fsync(handle)
+
+            os.fsync = announced_flush
+        elif told is not None:
             write = checkpoint_io.write_verified
 
             def announced(path, state):
@@ -129,20 +145,21 @@ def main() -> None:
         start = time.monotonic()
         assert os.waitpid(fork(config), 0)[1] == 0, "the undisturbed run failed"
         rng, straight = random.Random(args.seed), saved(config.run_dir)
-        config.run_dir, config.trainer.keep, number, good, inside = str(folder / "killed"), 2, 0, 0, 0
+        in_save = [True] * args.in_saves + [False] * (args.kills - args.in_saves)
+        rng.shuffle(in_save)
+        config.run_dir, config.trainer.keep, good, halves = str(folder / "killed"), 2, 0, 0
         pace = (time.monotonic() - start) / steps
-        while number < args.kills or inside < args.in_saves:
-            number, wanted = number + 1, number >= args.kills or rng.random() < args.in_saves / args.kills
+        for number, wanted in enumerate(in_save, 1):
             hears, tells = os.pipe()
-            child = fork(config, tells)
+            child = fork(config, tells, wanted)
             os.close(tells)
-            for _ in range(rng.randint(1, 4)):
-                os.read(hears, 1)  # a save begins
-            time.sleep(rng.uniform(0, 0.01 if wanted else pace))  # a save of these models takes about as long
+            for _ in range(rng.randint(1, 12 if wanted else 4)):
+                os.read(hears, 1)
+            time.sleep(rng.uniform(0, PAUSE if wanted else pace))
             os.kill(child, signal.SIGKILL)
             assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL, "it ended before the kill"
             os.close(hears)
-            inside += bool(list((Path(config.run_dir) / "checkpoints").glob(".step-*.tmp")))
+            halves += bool(list((Path(config.run_dir) / "checkpoints").glob(".step-*.tmp")))
             newest = run.RunFolder(config.run_dir).newest_checkpoint()
             step = 0 if newest is None else int(newest.stem.split("-")[1])
             found = None if newest is None else difference(load(straight[step]), load(newest))
@@ -155,9 +172,9 @@ def main() -> None:
         )
         lines = metrics(config.run_dir) == metrics(str(folder / "straight"))
     verdicts = ["equal" if same else "DIFFERENT" for same in (whole, lines)]
-    print(f"{good} of {number} kills resumed bit for bit ({inside} left half a checkpoint); "
-          f"the last checkpoints {verdicts[0]}, metrics {verdicts[1]}")  # fmt: skip
-    raise SystemExit(0 if good == number and whole and lines else 1)
+    print(f"{good} of {args.kills} kills resumed bit for bit, {args.in_saves} of them in a save ({halves} left half a "
+          f"checkpoint); the last checkpoints {verdicts[0]}, metrics {verdicts[1]}")  # fmt: skip
+    raise SystemExit(0 if good == args.kills and whole and lines else 1)
 
 
 if __name__ == "__main__":

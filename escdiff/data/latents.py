@@ -116,11 +116,16 @@ def load_latents(folder: str | os.PathLike, key: str) -> Tensor:
     folder = expand(folder)
     index = Index.load(folder)
     cache = folder / FOLDER / key
-    missing = [shard.name for shard in index.shards if not stands(cache, shard)]
-    if missing:
-        what = f"{len(missing)} of {len(index.shards)} shards of {folder} have no latents of key {key}"
+    if without := missing(folder, index, key):
+        what = f"{len(without)} of {len(index.shards)} shards of {folder} have no latents of key {key}"
         raise UserError(f"{what}; make them with `python -m data_prep latents`")
-    return torch.cat([safetensors.torch.load_file(_file(cache, shard))["moments"] for shard in index.shards])
+    shards = [shard for shard in index.shards if shard.samples]
+    return torch.cat([safetensors.torch.load_file(_file(cache, shard))["moments"] for shard in shards])
+
+
+def missing(folder: Path, index: Index, key: str) -> list[Shard]:
+    """The shards that hold samples and have no latents yet."""
+    return [shard for shard in index.shards if shard.samples and not stands(folder / FOLDER / key, shard)]
 
 
 def _batches(folder: Path, index: Index, shard: Shard, batch_size: int, size: int | None) -> Iterator[Tensor]:

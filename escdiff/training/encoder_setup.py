@@ -1,24 +1,23 @@
 """What the encoder's training is made of, from a configuration."""
 
-import time
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.pytorch.utilities import rank_zero_only
 
 from escdiff.backbone import Backbone, load_backbone, loading_options, pick_dtype
 from escdiff.conditioning import ConditioningSpace
 from escdiff.data.datamodule import EncoderDataModule
 from escdiff.data.images import expand
 from escdiff.data.index import Index
-from escdiff.data.latents import FOLDER, encode_dataset, shard_file, stands, vae_key
+from escdiff.data.latents import FOLDER, missing, shard_file, vae_key
 from escdiff.data.store import ShardStore, is_address
 from escdiff.data.streaming import PhotoDataModule
 from escdiff.encoder.encoder import ConceptEncoder, EncoderConfig
 from escdiff.encoder.vision import load_vision
 from escdiff.training.encoder_module import Objective
+from escdiff.training.feeding import ensure_latents
 from escdiff.training.options import option, to_plain
 
 PREVIEWS = 6
@@ -98,14 +97,10 @@ def make_data(config: Any, backbone: Backbone):
     root = expand(root)
     key = None
     if _wants_cache(config):
-        size = index.options["size"]
-        key = vae_key(backbone.vae, size)
-        if rank_zero_only.rank == 0:
-            device = "cuda" if torch.cuda.is_available() else "cpu"
-            backbone.vae.to(device)
-            encode_dataset(root, backbone.moments, key, device=device)
-        while _cached(root, index, backbone, size) is None:  # rank zero encodes
-            time.sleep(2)
+        key = vae_key(backbone.vae, index.options["size"])
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        backbone.vae.to(device)
+        ensure_latents(root, backbone.moments, key, device)
     cast(config, backbone)
     shares = _given(config, "one_reference", "shape_only", "appearance_only", "reframed", "val_fraction")
     return SwapData(root, latents=key, **common, **shares)
@@ -119,12 +114,13 @@ def cast(config: Any, backbone: Backbone) -> None:
 
 
 def _cached(root: Any, index: Index, backbone: Backbone, size: int) -> str | None:
-    """The key of the pictures' latents if all of them are there."""
-    key, shards = vae_key(backbone.vae, size), [shard for shard in index.shards if shard.samples]
+    """The key of the photos' latents if `python -m data_prep latents` made all of them."""
+    key = vae_key(backbone.vae, size)
     if is_address(root):  # the stream looks into each file when it fetches it
         there = ShardStore(root).names(f"{FOLDER}/{key}")
-        return key if all(Path(shard_file(key, shard)).name in there for shard in shards) else None
-    return key if all(stands(expand(root) / FOLDER / key, shard) for shard in shards) else None
+        named = [Path(shard_file(key, shard)).name for shard in index.shards if shard.samples]
+        return key if there.issuperset(named) else None
+    return None if missing(expand(root), index, key) else key
 
 
 def _wants_cache(config: Any) -> bool:

@@ -1,15 +1,18 @@
 """Training data for the loop: rendered if it is not there, and continued where a stopped run left off."""
 
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import lightning as L
 from lightning.pytorch.utilities import rank_zero_only
+from torch import Tensor
 from torch.utils.data import DataLoader
 
 from escdiff.data.images import expand
 from escdiff.data.index import FILE, Index
+from escdiff.data.latents import encode_dataset, missing
 from escdiff.data.store import is_address
 from escdiff.errors import UserError
 from escdiff.training.options import option
@@ -70,6 +73,23 @@ def ensure_data(config: Any) -> None:
         shard_size=option(config, "data.shard_size", 512), split=option(config, "data.split", "train"),
     )  # fmt: skip
     make_still_life(root, option(config, "data.num_samples", 20_000), options, option(config, "data.render_workers", 0))
+
+
+def ensure_latents(root: str, moments: Callable[[Tensor], Tensor], key: str, device: str = "cpu") -> None:
+    """Encode the pictures of a data set that are not yet in its cache; rank zero does, the others wait.
+
+    Args:
+        moments, key, device: see `escdiff.data.latents.encode_dataset`.
+
+    Raises:
+        UserError: no finished data set there, or a shard is damaged.
+    """
+    if rank_zero_only.rank == 0:
+        encode_dataset(root, moments, key, device=device)
+        return
+    folder = expand(root)
+    while missing(folder, Index.load(folder), key):
+        time.sleep(2)
 
 
 def _finished(root: Path) -> bool:

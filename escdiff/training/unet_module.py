@@ -11,9 +11,10 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from escdiff.data.arrays import StillLifeArrays
-from escdiff.data.latents import encode_dataset, load_latents, vae_key
+from escdiff.data.latents import load_latents, vae_key
 from escdiff.still_life.world import PATTERNS
 from escdiff.training import mini
+from escdiff.training.feeding import ensure_latents
 from escdiff.training.muon import Muon
 from escdiff.training.options import export_folder
 from escdiff.training.sampling import EpochSampler
@@ -107,7 +108,7 @@ def build(config):
     text = CLIPTextModel.from_pretrained(mini.part(folder, "text_encoder"), dtype=torch.float32)
     tokenizer = CLIPTokenizer.from_pretrained(mini.part(folder, "tokenizer"))
     key = vae_key(vae, mini.SIZE)
-    encode_dataset(config.data.root, lambda pixels: vae.quant_conv(vae.encoder(pixels)), key)
+    ensure_latents(config.data.root, lambda pixels: vae.quant_conv(vae.encoder(pixels)), key)
     arrays = StillLifeArrays(config.data.root)
     data = CaptionedLatents(arrays, load_latents(config.data.root, key), tokenizer, config.seed)
     module = UnetModule(

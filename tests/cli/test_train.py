@@ -48,6 +48,7 @@ def test_a_run_and_what_it_leaves(common, tmp_path):
     assert ConceptEncoder.from_pretrained(folder / "export").space.num_layers == 16
 
 
+@pytest.mark.slow
 def test_killed_and_started_again(common, tmp_path):
     """A real process and a real SIGKILL; the second run goes on behind the last checkpoint."""
     arguments = [*common, "trainer.max_steps=400", "trainer.save_steps=5", f"run_dir={tmp_path}"]

@@ -17,9 +17,10 @@ from data_prep.still_life import StillLifeOptions, make_still_life
 from escdiff.backbone import load_backbone
 from escdiff.conditioning import ConditioningSpace, bind
 from escdiff.conditioning.grid import expand, pack
+from escdiff.data.latents import encode_dataset, vae_key
 from escdiff.encoder import ConceptEncoder
 from escdiff.pipeline import generate
-from escdiff.training import encoder_module, encoder_setup, run
+from escdiff.training import encoder_module, encoder_setup, feeding, run
 from escdiff.training.feed import LayerFeed
 from escdiff.training.timesteps import draw_timesteps
 from escdiff.training.tying import encode_tied, random_runs, tie
@@ -317,9 +318,9 @@ def test_other_ranks_wait_for_the_latents(config, data, tmp_path, monkeypatch):
 
     def encode(seconds):
         waited.append(seconds)
-        encoder_setup.encode_dataset(root, backbone.moments, encoder_setup.vae_key(backbone.vae, 128))
+        encode_dataset(root, backbone.moments, vae_key(backbone.vae, 128))
 
-    monkeypatch.setattr(encoder_setup, "time", SimpleNamespace(sleep=encode))
+    monkeypatch.setattr(feeding, "time", SimpleNamespace(sleep=encode))
     monkeypatch.setattr(rank_zero_only, "rank", 1)
     config.data.root = str(root)
     made = encoder_setup.make_data(config, backbone)

@@ -82,6 +82,7 @@ def troubled(kind, rank, own):
     return [Trouble(kind)] if own == rank else []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "rank", "words"),
     [

@@ -2,8 +2,8 @@
 
 import importlib.util
 import json
-import subprocess
-import sys
+import multiprocessing
+import time
 from types import SimpleNamespace
 
 import pytest
@@ -127,19 +127,27 @@ def test_broken_gradients_end_the_run_with_sound_weights(config):
         assert torch.isfinite(tensor).all()
 
 
+def hold(folder, there):
+    with folder.held():
+        there.set()
+        time.sleep(600)
+
+
 @needs_locks
 def test_two_commands_do_not_share_a_folder(config):
     folder = run.RunFolder(config.run_dir)
     folder.create()
-    script = "import sys; from escdiff.training.rundir import RunFolder\n"
-    script += "with RunFolder(sys.argv[1]).held(): print(flush=True), sys.stdin.read()"
-    with subprocess.Popen(
-        [sys.executable, "-c", script, config.run_dir], stdin=subprocess.PIPE, stdout=subprocess.PIPE
-    ) as other:
-        other.stdout.readline()
+    context = multiprocessing.get_context("fork")
+    there = context.Event()
+    other = context.Process(target=hold, args=(folder, there))
+    other.start()
+    try:
+        assert there.wait(60)
         with pytest.raises(UserError, match="another run trains"):
             run.train(config)
+    finally:
         other.kill()
+        other.join()
     run.train(config)
     assert FINISHED[0].global_step == 6
 
