@@ -15,6 +15,7 @@ SHOWN = {
     "encoder": ("words", "denoising"), "method": ("loss_mean",),
 }  # fmt: skip
 WINDOW = 15  # logged points in a running mean
+COLUMNS = 3
 
 Curve = tuple[np.ndarray, np.ndarray]
 
@@ -55,13 +56,14 @@ def draw_curves(runs: Sequence[Path], out: Path) -> None:
     from matplotlib.figure import Figure
 
     curves = read_curves(runs)
-    figure = Figure((4.2 * len(curves), 3), layout="constrained")
-    panels = figure.subplots(1, len(curves), squeeze=False)[0]
-    for axes, (recipe, metrics) in zip(panels, curves.items(), strict=True):
+    columns, rows = min(len(curves), COLUMNS), -(-len(curves) // COLUMNS)
+    figure = Figure((4.2 * columns, 3 * rows), layout="constrained")
+    for place, (recipe, metrics) in enumerate(curves.items(), 1):
+        axes = figure.add_subplot(rows, columns, place)
         for name, (samples, values) in metrics.items():
-            window = max(1, min(WINDOW, len(values) // 3))
+            window = max(1, min(WINDOW, len(values) // 5))
             mean = np.convolve(values, np.ones(window) / window, "valid")
-            (line,) = axes.plot(samples[window - 1 :] / 1000, mean, label=name)
+            (line,) = axes.plot(samples[window // 2 :][: len(mean)] / 1000, mean, label=name)
             axes.plot(samples / 1000, values, color=line.get_color(), alpha=0.25, linewidth=0.6)
         axes.set(title=recipe, xlabel="samples seen, thousands")
         axes.grid(alpha=0.3)
