@@ -157,8 +157,9 @@ def check_same(folder, earlier: dict, given: dict) -> None:
         UserError: names a key that differs.
     """
     before, now = leaves(earlier), leaves(given)
-    others = [key for key in now if not key.startswith(("trainer.", "logger.", *OWN)) and now[key] != before.get(key)]
+    both = [key for key in now if key in before and not key.startswith(("trainer.", "logger.", *OWN))]
+    others = [key for key in both if now[key] != before[key]]
     if others and folder.saved():
         key = others[0]
-        what = f"{folder.path} holds a run with {key}={before.get(key)}, and {key}={now[key]} given"
+        what = f"{folder.path} holds a run with {key}={before[key]}, and {key}={now[key]} given"
         raise UserError(f"{what}; give another sweep_dir, or delete it")
