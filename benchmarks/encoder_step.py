@@ -15,7 +15,7 @@ import torch
 from common import bundled, side_by_side
 
 from escdiff.cli.compose import compose
-from escdiff.training.encoder_module import EncoderModule
+from escdiff.training.encoder_module import EncoderModule, Objective
 from escdiff.training.encoder_setup import make_encoder, make_objective
 
 PAIR = 2  # steps measured together: every other one has the target's picture too
@@ -39,7 +39,8 @@ def make_batch(count: int) -> dict:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    for name, default in (("batch", 64), ("draws", 4), ("cells", 2), ("threads", 2), ("rounds", 10)):
+    recipe = {"draws": Objective.draws, "cells": Objective.cells}
+    for name, default in {"batch": 64, **recipe, "threads": 2, "rounds": 10}.items():
         parser.add_argument(f"--{name}", type=int, default=default)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)

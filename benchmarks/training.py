@@ -214,7 +214,7 @@ def main() -> None:
     bench = Bench(sd15() if args.sd15 else bundled(), name, args.batch, args.device, dtype)
     late = f"{LATE}<shape>"
     runs = {
-        "recipe": bench.step(4, 2), "exact": bench.step(1, 0, exact=True),
+        "recipe": bench.step(Objective.draws, Objective.cells), "exact": bench.step(1, 0, exact=True),
         "exact, VAE live": bench.step(1, 0, live=True, exact=True),
         "16 texts at 5": bench.texts(TEXT.replace("<appearance> ", ""), False),
         "16 calls at 5": bench.texts(TEXT.replace("<appearance> ", ""), True),

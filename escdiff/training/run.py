@@ -140,7 +140,7 @@ def make_trainer(config: Any, folder: RunFolder, average: Average, extra: Sequen
     where = {
         "accelerator": get("accelerator", "auto"), "devices": get("devices", "auto"),
         "num_nodes": get("num_nodes", 1), "strategy": get("strategy", "auto"),
-        "precision": get("precision", "32-true"), "deterministic": get("deterministic", None) or None,
+        "precision": get("precision", "32-true"),
     }  # fmt: skip
     try:
         return L.Trainer(
@@ -149,6 +149,7 @@ def make_trainer(config: Any, folder: RunFolder, average: Average, extra: Sequen
             profiler=speed.clock, default_root_dir=folder.path, use_distributed_sampler=False,
             enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
             num_sanity_val_steps=0, limit_val_batches=0,
+            deterministic=get("deterministic", None) or None,  # False would undo what the caller has set in torch
         )  # fmt: skip
     except (MisconfigurationException, ValueError) as error:  # there is no such device here, or no such strategy
         given = ", ".join(f"trainer.{name}={value}" for name, value in where.items())

@@ -86,14 +86,13 @@ class OptunaSweeper(Sweeper):
         left = [trial.number for trial in study.get_trials(states=[TrialState.RUNNING])]
         number = 0
         while True:
-            failed = len(study.get_trials(states=[TrialState.FAIL], deepcopy=False))
-            if failed >= HOPELESS and failed == len(study.get_trials(states=[TrialState.COMPLETE, TrialState.FAIL])):
-                what = f"all {failed} trials of {folder / 'study.db'} failed, see above why"
+            ended = study.get_trials(states=[TrialState.COMPLETE, TrialState.FAIL], deepcopy=False)
+            if len(ended) >= HOPELESS and all(trial.state == TrialState.FAIL for trial in ended):
+                what = f"all {len(ended)} trials of {folder / 'study.db'} failed, see above why"
                 raise UserError(f"{what}; mend that, delete the study and give the same command again")
             waiting, left = left[: self.parallel], left[self.parallel :]
             batch = [(n, study.trials[n].params) for n in waiting]
-            done = len(study.get_trials(states=[TrialState.COMPLETE, TrialState.FAIL], deepcopy=False))
-            for _ in range(min(self.parallel, self.trials - done) - len(batch)):
+            for _ in range(min(self.parallel, self.trials - len(ended)) - len(batch)):
                 trial = study.ask(space)
                 batch.append((trial.number, trial.params))
             if not batch:
