@@ -3,7 +3,8 @@
     python benchmarks/encoder_step.py [--batch 64] [--draws 4] [--cells 2] [--threads 2] [--rounds 10]
 
 The bar: at most 1.25. `--batch` counts noised latents, so batch / draws references are encoded per step. The step has
-the losses and the vocabulary of `experiment=mini/encoder`, but no average of the weights and no guard of gradients.
+the losses and the vocabulary of `experiment=mini/encoder`, but no average of the weights and no guard of gradients;
+`step_tokens` has the vision tower's tokens out of a cache (`data.tokens=auto`).
 """
 
 import argparse
@@ -15,9 +16,12 @@ import torch
 from common import bundled, side_by_side
 
 from escdiff.cli.compose import compose
+from escdiff.concept import ATTRIBUTES
+from escdiff.encoder.packing import Packing
 from escdiff.training.encoder_module import EncoderModule, Objective
 from escdiff.training.encoder_setup import make_encoder, make_objective
 
+PICTURES = ("shape_ref", "appearance_ref", "pixels")
 PAIR = 2  # steps measured together: every other one has the target's picture too
 
 
@@ -30,11 +34,18 @@ def make_module(backbone, draws: int, cells: int) -> EncoderModule:
 
 
 def make_batch(count: int) -> dict:
-    pictures = {name: torch.rand(count, 3, 128, 128) * 2 - 1 for name in ("shape_ref", "appearance_ref", "pixels")}
+    pictures = {name: torch.rand(count, 3, 128, 128) * 2 - 1 for name in PICTURES}
     masks = {name: torch.ones(count, 1, 128, 128) for name in ("mask", "shape_mask", "appearance_mask")}
     texts = ["a photo of a <appearance> <shape> on a navy background"] * count
     words = {"shape_words": ["mug"] * count, "appearance_words": ["glossy red and white striped"] * count}
     return {**pictures, **masks, **words, "latent": torch.randn(count, 16, 16, 16), "prompt": texts}
+
+
+def stored(batch: dict, packing: Packing) -> dict:
+    """The same batch with tokens, as `data.tokens=auto` gives them, in place of the pictures."""
+    count = len(batch["prompt"])
+    tokens = {f"{name}_tokens": torch.randn(count, packing.values).half() for name in ("target", *ATTRIBUTES)}
+    return {name: value for name, value in batch.items() if name not in PICTURES} | tokens
 
 
 def main() -> None:
@@ -57,7 +68,7 @@ def main() -> None:
             backbone.predict(noisy, timesteps, plain).square().mean().backward()
             plain.grad = None
 
-    def encoder_steps(first: int) -> None:
+    def encoder_steps(first: int, batch: dict = batch) -> None:
         for step in range(first, first + PAIR):
             module.trainer.global_step = step
             module.training_step(batch, 0)["loss"].backward()
@@ -71,7 +82,11 @@ def main() -> None:
                 module.encoder.tokens(torch.cat([batch["shape_ref"], batch["appearance_ref"]]))
 
     # Of 100 steps the words' part ends at 25, and from 90 on all cells differ.
-    runs = {"bare": bare, "step": lambda: encoder_steps(50), "step_all_cells": lambda: encoder_steps(98)}
+    tokens = stored(batch, module.packing)
+    runs = {
+        "bare": bare, "step": lambda: encoder_steps(50), "step_tokens": lambda: encoder_steps(50, tokens),
+        "step_all_cells": lambda: encoder_steps(98),
+    }  # fmt: skip
     times = side_by_side(args.rounds, **runs, vision=vision)
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
     references = args.batch // args.draws

@@ -20,8 +20,6 @@ from escdiff.data.images import expand
 from escdiff.data.index import Index, sha256
 from escdiff.errors import UserError
 
-CLIP_FOLDER = "clip"
-
 
 @dataclass(frozen=True)
 class Latents:
@@ -55,7 +53,7 @@ def latents(folder: Path, options: Latents, run: Run) -> dict[str, str]:
     if options.clip:
         keys["tokens"] = cached.model_key(clip_of(options.clip), options.size)
     for name, key in keys.items():
-        cache = folder / (cached.FOLDER if name == "moments" else CLIP_FOLDER) / key
+        cache = folder / cached.FOLDERS[name] / key
         if not run.dry:
             cache.mkdir(parents=True, exist_ok=True)
         by_name = {Path(shard.name).stem: shard for shard in index.shards}

@@ -16,8 +16,9 @@ from escdiff.data.images import expand
 from escdiff.data.index import Index
 from escdiff.data.latents import load_latents
 from escdiff.data.pairing import SwapPairs, validation_rows
+from escdiff.data.references import LiveReferences, References, Rows, StoredReferences
 from escdiff.data.resumable import POSITION, PositionSampler, Request, ResumableDataModule, ResumableLoader
-from escdiff.data.views import reframe
+from escdiff.data.tokens import StoredTokens
 from escdiff.errors import UserError
 from escdiff.still_life.captions import material_words
 from escdiff.still_life.world import HELD_OUT_FAMILIES, HELD_OUT_PATTERNS
@@ -35,6 +36,7 @@ class SwapDataset(Dataset):
         shares: dict[str, float],
         shuffle: bool = True,
         reframed: float = 0.0,
+        tokens: StoredTokens | None = None,
     ) -> None:
         """Serve the targets of `pairs`.
 
@@ -42,8 +44,10 @@ class SwapDataset(Dataset):
             latents: moments (N, 2C, h, w) of all rows of `arrays`, or None to give pixels.
             shares: probabilities of "one_reference", "shape_only" and "appearance_only".
             reframed: probability that a reference is framed anew.
+            tokens: given instead of the references' pixels, and of the targets too.
         """
         self.arrays, self.pairs, self.latents, self.reframed = arrays, pairs, latents, reframed
+        self.tokens = tokens
         self.seed, self.shares, self.shuffle = seed, shares, shuffle
         self._order: tuple[int, np.ndarray] = (-1, pairs.targets)
 
@@ -62,26 +66,18 @@ class SwapDataset(Dataset):
         places = range(first, first + count)
         rows = self.order(epoch)[first : first + count]
         rngs = [np.random.default_rng([self.seed, epoch, place]) for place in places]
-        references = [self.pairs.references(row, rng) for row, rng in zip(rows, rngs, strict=True)]
-        shape_rows, appearance_rows = (np.array(part) for part in zip(*references, strict=True))
-        batch = {
-            "shape_ref": self.arrays.pixels(shape_rows), "shape_mask": self.arrays.masks(shape_rows),
-            "appearance_ref": self.arrays.pixels(appearance_rows),
-            "appearance_mask": self.arrays.masks(appearance_rows),
-            "mask": self.arrays.masks(rows), "key": [f"{row:08d}" for row in rows],
-        }  # fmt: skip
+        drawn = [self.pairs.references(row, rng) for row, rng in zip(rows, rngs, strict=True)]
+        references = self._references(dict(zip(ATTRIBUTES, map(np.array, zip(*drawn, strict=True)), strict=True)))
         for attribute in ATTRIBUTES:
-            pixels, masks = batch[f"{attribute}_ref"], batch[f"{attribute}_mask"]
             for i, rng in enumerate(rngs):
                 if rng.random() < self.reframed:
-                    pixels[i], masks[i] = _reframe(pixels[i], masks[i], rng)
+                    references.reframe(attribute, i, rng)
+        texts = [self._prompt(references, i, int(row), rngs[i]) for i, row in enumerate(rows)]
+        batch = {**references.batch(rows), "prompt": texts, "key": [f"{row:08d}" for row in rows]}
         if self.latents is None:
             batch["pixels"] = self.arrays.pixels(rows)
         else:
             batch["latent"] = self.latents[torch.from_numpy(rows)].float()
-        batch["prompt"] = [
-            self._prompt(batch, i, int(row), rng) for i, (row, rng) in enumerate(zip(rows, rngs, strict=True))
-        ]
         factors = [self.arrays.factors[int(row)] for row in rows]
         batch["shape_words"] = [f.shape.family for f in factors]
         batch["appearance_words"] = [material_words(f.material).replace(" and ", " ") for f in factors]
@@ -92,13 +88,16 @@ class SwapDataset(Dataset):
             batch[POSITION] = tuple(after)
         return batch
 
-    def _prompt(self, batch: dict[str, Any], i: int, row: int, rng: np.random.Generator) -> str:
+    def _references(self, rows: Rows) -> References:
+        if self.tokens is None:
+            return LiveReferences(self.arrays, rows)
+        return StoredReferences(self.arrays, rows, self.tokens)
+
+    def _prompt(self, references: References, i: int, row: int, rng: np.random.Generator) -> str:
         """Draw the prompt's kind; for "one reference" put another framing of the target in place of both."""
         factors, draw = self.arrays.factors[row], rng.random()
         if draw < self.shares["one_reference"]:
-            pixels, mask = _reframe(self.arrays.pixels([row])[0], self.arrays.masks([row])[0], rng)
-            batch["shape_ref"][i] = batch["appearance_ref"][i] = pixels
-            batch["shape_mask"][i] = batch["appearance_mask"][i] = mask
+            references.replace(i, row, rng)
             return prompts.still_life_prompt(factors, prompts.BOTH, rng)
         draw -= self.shares["one_reference"]
         if draw < self.shares["shape_only"]:
@@ -108,19 +107,14 @@ class SwapDataset(Dataset):
         return prompts.still_life_prompt(factors, mode, rng)
 
 
-def _reframe(pixels: Tensor, mask: Tensor, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
-    """Another framing of a picture (3, H, W) and its mask (1, H, W)."""
-    view = reframe(torch.cat([pixels, mask * 2 - 1]), rng)
-    return view[:3], (view[3:] > 0).float()
-
-
 class EncoderDataModule(ResumableDataModule):
     """Swap triples of a Still Life folder for training the encoder.
 
     Batches are dicts (B the batch size, values in [-1, 1]):
         "latent" (B, 2C, h, w) moments when `latents` names a cache, else "pixels" (B, 3, H, W): the target
         "mask" (B, 1, H, W): 1 on the target's object
-        "shape_ref", "appearance_ref" (B, 3, H, W) and "shape_mask", "appearance_mask" (B, 1, H, W)
+        "shape_ref", "appearance_ref" (B, 3, H, W) and "shape_mask", "appearance_mask" (B, 1, H, W); for training,
+        where `tokens` names a cache, "shape_tokens", "appearance_tokens" and "target_tokens" (B, F) instead
         "prompt": list of str with "<shape>" and/or "<appearance>"; "uses_shape", "uses_appearance": bool (B,)
         "shape_words", "appearance_words": list of str, what the placeholders stand for, as far as words can say
         "key": list of str; "position": (epoch, sample) to resume from after this batch (training only)
@@ -134,6 +128,7 @@ class EncoderDataModule(ResumableDataModule):
         folder: str | os.PathLike,
         batch_size: int = 32,  # per rank
         latents: str | None = None,  # key of the cache, see escdiff.data.latents.vae_key
+        tokens: str | None = None,  # key of the cache, see escdiff.data.tokens
         seed: int = 0,
         num_workers: int = 0,
         one_reference: float = 0.1,  # share of samples whose only reference is the target, framed anew
@@ -156,6 +151,7 @@ class EncoderDataModule(ResumableDataModule):
             "exclude_families": tuple(exclude_families),
             "exclude_patterns": tuple(exclude_patterns),
         }
+        self.tokens = tokens
         self.train_set: SwapDataset | None = None
         self.val_set: SwapDataset | None = None
 
@@ -164,6 +160,7 @@ class EncoderDataModule(ResumableDataModule):
             "data": Index.load(self.folder).fingerprint(), "seed": self.seed,
             "val_fraction": self.val_fraction, "reframed": self.reframed,
             **{name: list(words) for name, words in self.excluded.items()}, **self.shares,
+            **({"tokens": self.tokens} if self.tokens else {}),
         }  # fmt: skip
 
     def prepare_data(self) -> None:
@@ -178,7 +175,9 @@ class EncoderDataModule(ResumableDataModule):
         columns = {**places, "family": arrays.labels["family"], "pattern": arrays.labels["pattern"]}
         held = validation_rows(arrays.group, self.val_fraction)
         pairs = SwapPairs(columns, keep=~held, **self.excluded)
-        self.train_set = SwapDataset(arrays, pairs, latents, self.seed, self.shares, reframed=self.reframed)
+        tokens = None if self.tokens is None else StoredTokens(self.folder, self.tokens)
+        train = {"reframed": self.reframed, "tokens": tokens}
+        self.train_set = SwapDataset(arrays, pairs, latents, self.seed, self.shares, **train)
         if held.any():
             pairs = SwapPairs(columns, keep=held, **self.excluded)
             self.val_set = SwapDataset(arrays, pairs, latents, self.seed, self.shares, shuffle=False)

@@ -1,8 +1,9 @@
-"""A cache of VAE moments (mean | log-variance) beside the shards, so that a picture is encoded once.
+"""A cache of what a frozen model makes of pictures, beside the shards, so that a picture is encoded once.
 
 Per shard one safetensors file under `latents/{key}/`, written at once, so a stopped run goes on where it was.
 The key holds the VAE's hash, its dtype and the picture size: latents of another VAE are never taken for these.
-Moments, not samples, are kept: drawing from them afresh costs nothing and regularises.
+Moments (mean | log-variance), not samples, are kept: drawing from them afresh costs nothing and regularises.
+Tokens of a vision tower lie under `clip/{key}/` in the same way, see `escdiff.data.tokens`.
 """
 
 import hashlib
@@ -24,6 +25,8 @@ from escdiff.data.shards import read_shard
 from escdiff.errors import UserError
 
 FOLDER = "latents"
+FOLDERS = {"moments": FOLDER, "tokens": "clip"}  # what is kept -> its folder beside the shards
+Pictures = Callable[[Shard], Iterator[Tensor]]
 
 
 def vae_key(vae: nn.Module, size: int) -> str:
@@ -52,6 +55,8 @@ def encode_dataset(
     batch_size: int = 64,
     size: int | None = None,
     device: str | torch.device = "cpu",
+    name: str = "moments",
+    pictures: Pictures | None = None,
 ) -> Path:
     """Encode every picture of a dataset that is not yet in its cache; returns the cache's folder.
 
@@ -59,6 +64,8 @@ def encode_dataset(
         encode_fn: pixels (B, 3, H, W) in [-1, 1] on `device` -> moments (B, 2C, h, w); `Backbone.moments`.
         key: of the VAE and size, see `vae_key`.
         size: pictures are cut to their centre square of this many pixels; None takes them as they are.
+        name: of what is encoded, one of `FOLDERS`.
+        pictures: what to encode instead of a shard's own pictures, in batches (B, 3, H, W) of as many in all.
 
     Raises:
         UserError: no finished dataset in `folder`, or a shard is damaged.
@@ -66,13 +73,15 @@ def encode_dataset(
     folder = expand(folder)
     index = Index.load(folder)
     index.check(folder)
-    cache = folder / FOLDER / key
+    cache = folder / FOLDERS[name] / key
     cache.mkdir(parents=True, exist_ok=True)
-    todo = [shard for shard in index.shards if not stands(cache, shard)]
-    left = sum(shard.samples for shard in todo)
-    with sample_progress("encoding latents", index.samples, index.samples - left) as advance:
+    todo = [shard for shard in index.shards if not stands(cache, shard, name)]
+    if not todo:
+        return cache
+    what, left = {"moments": "latents"}.get(name, name), sum(shard.samples for shard in todo)
+    with sample_progress(f"encoding {what}", index.samples, index.samples - left) as advance:
         for shard in todo:
-            encode_shard(folder, index, shard, encode_fn, cache, batch_size, size, device, advance)
+            encode_shard(folder, index, shard, encode_fn, cache, batch_size, size, device, advance, name, pictures)
     return cache
 
 
@@ -87,6 +96,7 @@ def encode_shard(
     device: str | torch.device = "cpu",
     advance: Callable[[int], None] = lambda samples: None,
     name: str = "moments",
+    pictures: Pictures | None = None,
 ) -> None:
     """Encode one shard's pictures into its file of the cache; arguments as for `encode_dataset`.
 
@@ -94,7 +104,7 @@ def encode_shard(
         UserError: the shard is damaged, or the model gives values that are not finite.
     """
     parts = []
-    for pixels in _batches(folder, index, shard, batch_size, size):
+    for pixels in pictures(shard) if pictures else _batches(folder, index, shard, batch_size, size):
         with torch.inference_mode():
             parts.append(encode_fn(pixels.to(device)).to("cpu", torch.float16))
         advance(len(pixels))
@@ -123,9 +133,10 @@ def load_latents(folder: str | os.PathLike, key: str) -> Tensor:
     return torch.cat([safetensors.torch.load_file(_file(cache, shard))["moments"] for shard in shards])
 
 
-def missing(folder: Path, index: Index, key: str) -> list[Shard]:
-    """The shards that hold samples and have no latents yet."""
-    return [shard for shard in index.shards if shard.samples and not stands(folder / FOLDER / key, shard)]
+def missing(folder: Path, index: Index, key: str, name: str = "moments") -> list[Shard]:
+    """The shards that hold samples and are not encoded yet."""
+    cache = folder / FOLDERS[name] / key
+    return [shard for shard in index.shards if shard.samples and not stands(cache, shard, name)]
 
 
 def _batches(folder: Path, index: Index, shard: Shard, batch_size: int, size: int | None) -> Iterator[Tensor]:
@@ -148,6 +159,11 @@ def _batches(folder: Path, index: Index, shard: Shard, batch_size: int, size: in
 def shard_file(key: str, shard: Shard) -> str:
     """Where a shard's latents are, from the dataset's folder on."""
     return f"{FOLDER}/{key}/{Path(shard.name).stem}.safetensors"
+
+
+def cache_file(folder: Path, name: str, key: str, shard: Shard) -> Path:
+    """Where a shard's part of a cache is; `name` is one of `FOLDERS`."""
+    return _file(folder / FOLDERS[name] / key, shard)
 
 
 def _file(cache: Path, shard: Shard) -> Path:

@@ -125,7 +125,8 @@ class ResumableDataModule(lightning.LightningDataModule):
         if saved == own:
             self.place = Place(state_dict["epoch"], state_dict["sample"])
             return
-        other = ", ".join(f"{k} was {saved.get(k)!r}, is {v!r}" for k, v in own.items() if saved.get(k) != v)
+        differ = [key for key in {**saved, **own} if saved.get(key) != own.get(key)]
+        other = ", ".join(f"{key} was {saved.get(key)!r}, is {own.get(key)!r}" for key in differ)
         log.warning("the data differ from the checkpoint's (%s); going on with the next epoch of these", other)
         self.place = Place(state_dict["epoch"] + 1, 0)
 

@@ -4,6 +4,7 @@ The shape vectors come from a picture of the same object in another material, th
 picture of another object in the same material; the frozen U-Net must denoise the picture that has both.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from escdiff.backbone import Backbone
 from escdiff.concept import ATTRIBUTES, placeholder
 from escdiff.encoder.branches import add_branches, branch_parameters, route, unroute
 from escdiff.encoder.encoder import ConceptEncoder
+from escdiff.encoder.packing import Packing
 from escdiff.training import mini
 from escdiff.training.feed import LayerFeed
 from escdiff.training.muon import Muon
@@ -25,6 +27,7 @@ from escdiff.training.timesteps import draw_timesteps
 from escdiff.training.tying import encode_tied
 from escdiff.training.words import StateTargets, WordTargets, word_loss
 
+WORDS, TIED, EXACT = "words", "tied", "exact"
 MASKS = ("shape_mask", "appearance_mask", "mask")
 
 
@@ -54,7 +57,7 @@ class EncoderModule(L.LightningModule):
     """`backbone` is frozen and stays outside the module, so that no checkpoint or average holds it.
 
     Batches are those of `escdiff.data.datamodule.EncoderDataModule`; invariance and independence also need
-    the target's "pixels".
+    the target's "pixels", or stored tokens in place of all pictures.
     """
 
     def __init__(
@@ -62,7 +65,7 @@ class EncoderModule(L.LightningModule):
         warmup: int = 200, weight_decay: float = 0.01,
     ) -> None:  # fmt: skip
         super().__init__()
-        self.encoder, self.objective = encoder, objective
+        self.encoder, self.objective, self.packing = encoder, objective, Packing.of(encoder)
         self.lr, self.max_steps, self.warmup, self.weight_decay = lr, max_steps, warmup, weight_decay
         self._frozen = (backbone,)  # a tuple hides it from nn.Module
         self.branches = nn.ParameterList()
@@ -76,6 +79,13 @@ class EncoderModule(L.LightningModule):
     @property
     def backbone(self) -> Backbone:
         return self._frozen[0]
+
+    @property
+    def phase(self) -> str:
+        """The kind of step that is due: on words alone, with tied layers, or with every layer as at inference."""
+        if self.global_step < self.objective.words_only * self.max_steps:
+            return WORDS
+        return EXACT if self.global_step >= self.objective.exact_from * self.max_steps else TIED
 
     def on_fit_start(self) -> None:
         if self.backbone.device != self.device:
@@ -94,7 +104,7 @@ class EncoderModule(L.LightningModule):
         objective, space, backbone = self.objective, self.encoder.space, self.backbone
         texts, dropped = self.drop(batch["prompt"])
         features = self.features(batch)
-        if self.global_step < objective.words_only * self.max_steps and "shape_words" in batch:
+        if self.phase == WORDS and "shape_words" in batch:
             return self.words_step(batch, features)
         residuals = {a: self.encoder.residuals(a, features[a], dropped[a]) for a in ATTRIBUTES}
         timesteps, stage = draw_timesteps(len(texts), objective.draws, objective.high_noise_bias, space, self.device)
@@ -153,22 +163,28 @@ class EncoderModule(L.LightningModule):
 
     def features(self, batch: dict[str, Any]) -> dict[str, Tensor]:
         """Head features (B, F) of the references, and "target_{attribute}" where pairs are due."""
-        encoder, objective, count = self.encoder, self.objective, len(batch["shape_ref"])
+        encoder, objective, count = self.encoder, self.objective, len(batch["prompt"])
         shown = {name: self.drop_masks(batch[name]) for name in MASKS if name in batch}
         wanted = (objective.invariance or objective.independence) and self.global_step % objective.pairs_every == 0
-        if "pixels" not in batch or not wanted:
-            tokens = encoder.tokens_of({a: batch[f"{a}_ref"] for a in ATTRIBUTES})
-            return {a: encoder.features(a, tokens[a], shown.get(f"{a}_mask")) for a in ATTRIBUTES}
+        pairs = wanted and ("pixels" in batch or "target_tokens" in batch)
         # The target in the middle: each filter reads reference and target in one call, without a copy.
-        tokens = encoder.tokens(torch.cat([batch["shape_ref"], batch["pixels"], batch["appearance_ref"]]))
-        shape = encoder.features("shape", [t[: 2 * count] for t in tokens], masks(shown, "shape_mask", "mask"))
+        target, of_target = (("target",), ("mask",)) if pairs else ((), ())
+        tokens, end = self.tokens(batch, ("shape", *target, "appearance")), count * (1 + len(target))
+        shape = encoder.features("shape", [t[:end] for t in tokens], masks(shown, "shape_mask", *of_target))
         appearance = encoder.features(
-            "appearance", [t[count:] for t in tokens], masks(shown, "mask", "appearance_mask")
+            "appearance", [t[count:] for t in tokens], masks(shown, *of_target, "appearance_mask")
         )
-        return {
-            "shape": shape[:count], "target_shape": shape[count:],
-            "target_appearance": appearance[:count], "appearance": appearance[count:],
-        }  # fmt: skip
+        found = {"shape": shape[:count], "appearance": appearance[-count:]}
+        if pairs:
+            found |= {"target_shape": shape[count:], "target_appearance": appearance[:count]}
+        return found
+
+    def tokens(self, batch: dict[str, Any], pictures: Sequence[str]) -> list[Tensor]:
+        """The tower's tokens by depth of the batch's pictures, those of one kind behind those of another."""
+        if "target_tokens" in batch:
+            return self.packing.unpack(torch.cat([batch[f"{name}_tokens"] for name in pictures]))
+        pixels = {"target": "pixels", **{a: f"{a}_ref" for a in ATTRIBUTES}}
+        return self.encoder.tokens(torch.cat([batch[pixels[name]] for name in pictures]))
 
     def drop_masks(self, mask: Tensor) -> Tensor:
         """Masks (B, 1, H, W), some of them replaced by the whole picture."""
@@ -185,8 +201,8 @@ class EncoderModule(L.LightningModule):
             vectors = {name: value[rows, :, stage].unsqueeze(2) for name, value in vectors.items()}
         if self.encoder.config.placement == "states":  # the text encoder reads one row per prompt in any case
             return self.backbone.prompts.encode(texts, vectors)[:, :, 0]
-        exact = self.global_step >= self.objective.exact_from * self.max_steps
-        return encode_tied(self.backbone.prompts, texts, vectors, 0 if exact else self.objective.cells)
+        cells = 0 if self.phase == EXACT else self.objective.cells
+        return encode_tied(self.backbone.prompts, texts, vectors, cells)
 
     def latents(self, batch: dict[str, Any]) -> Tensor:
         moments = batch["latent"] if "latent" in batch else self.backbone.moments(batch["pixels"])
@@ -258,14 +274,15 @@ def masks(batch: dict[str, Any], *names: str) -> Tensor | None:
 
 def build(config: Any):
     """Module, data and finish for `escdiff.training.run`; encodes the latents where none are cached."""
-    from escdiff.training.encoder_setup import make_backbone, make_data, make_encoder, make_objective
+    from escdiff.training.encoder_setup import make_backbone, make_data, make_encoder, make_objective, store_tokens
     from escdiff.training.options import export_folder, option
 
     backbone = make_backbone(config)
     data = make_data(config, backbone)
+    encoder = make_encoder(config, backbone)
+    data.tokens = store_tokens(config, encoder)
     module = EncoderModule(
-        make_encoder(config, backbone), backbone, make_objective(config),
-        config.optim.lr, config.trainer.max_steps,
+        encoder, backbone, make_objective(config), config.optim.lr, config.trainer.max_steps,
         option(config, "optim.warmup", 200), option(config, "optim.weight_decay", 0.01),
     )  # fmt: skip
     module.set_preview(data.preview())

@@ -1,5 +1,6 @@
 """What the encoder's training is made of, from a configuration."""
 
+from copy import copy
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -11,14 +12,18 @@ from escdiff.conditioning import ConditioningSpace
 from escdiff.data.datamodule import EncoderDataModule
 from escdiff.data.images import expand
 from escdiff.data.index import Index
-from escdiff.data.latents import FOLDER, missing, shard_file, vae_key
+from escdiff.data.latents import FOLDER, missing, model_key, shard_file, vae_key
+from escdiff.data.resumable import Place, Request
 from escdiff.data.store import ShardStore, is_address
 from escdiff.data.streaming import PhotoDataModule
 from escdiff.encoder.encoder import ConceptEncoder, EncoderConfig
+from escdiff.encoder.packing import Packing
 from escdiff.encoder.vision import load_vision
+from escdiff.errors import UserError
 from escdiff.training.encoder_module import Objective
-from escdiff.training.feeding import ensure_latents
+from escdiff.training.feeding import ensure_latents, ensure_tokens
 from escdiff.training.options import option, to_plain
+from escdiff.training.regions import compile_regions
 
 PREVIEWS = 6
 
@@ -29,6 +34,10 @@ def make_backbone(config: Any) -> Backbone:
     backbone = load_backbone(settings.get("name", "mini"), **loading_options(settings))
     if option(config, "backbone.gradient_checkpointing", False):
         backbone.unet.enable_gradient_checkpointing()
+    if option(config, "backbone.channels_last", False):
+        backbone.unet.to(memory_format=torch.channels_last)
+    if option(config, "backbone.compile", False):
+        compile_regions(backbone.unet)
     return backbone
 
 
@@ -55,7 +64,8 @@ class SwapData(EncoderDataModule):
     """Still Life triples with the target's pixels beside its latents, for the losses on features."""
 
     def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
-        self.add_pixels(batch, self.train_set)
+        if "target_tokens" not in batch:
+            self.add_pixels(batch, self.train_set)
         return super().on_before_batch_transfer(batch, dataloader_idx)
 
     @staticmethod
@@ -65,11 +75,11 @@ class SwapData(EncoderDataModule):
         return batch
 
     def preview(self) -> dict[str, Any]:
-        """A few held-out triples, or training ones where none are held out."""
+        """A few held-out triples, or training ones where none are held out, with all their pictures."""
         self.setup()
-        loader = self.val_dataloader() or self.train_dataloader()
-        batch = self.add_pixels(next(iter(loader)), self.val_set or self.train_set)
-        return _first(batch, PREVIEWS)
+        dataset = copy(self.val_set or self.train_set)
+        dataset.tokens = None
+        return self.add_pixels(dataset[Request(0, 0, min(PREVIEWS, len(dataset)), Place(0, 0))], dataset)
 
 
 class PhotoData(PhotoDataModule):
@@ -98,12 +108,31 @@ def make_data(config: Any, backbone: Backbone):
     key = None
     if _wants_cache(config):
         key = vae_key(backbone.vae, index.options["size"])
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-        backbone.vae.to(device)
-        ensure_latents(root, backbone.moments, key, device)
+        backbone.vae.to(_device())
+        ensure_latents(root, backbone.moments, key, _device())
     cast(config, backbone)
     shares = _given(config, "one_reference", "shape_only", "appearance_only", "reframed", "val_fraction")
     return SwapData(root, latents=key, **common, **shares)
+
+
+def store_tokens(config: Any, encoder: ConceptEncoder) -> str | None:
+    """The key of a cache of what the encoder reads of its tower, made where it is missing; None without `data.tokens`.
+
+    Raises:
+        UserError: photos, whose references are not known beforehand; see also `escdiff.data.tokens.encode_tokens`.
+    """
+    if not _auto("tokens", option(config, "data.tokens")):
+        return None
+    root = config.data.root
+    index = ShardStore(root).index()
+    if index.name != "still_life":
+        what = f"data.tokens=auto given with photos ({root}), whose references are drawn anew at every visit"
+        raise UserError(f"{what}; set data.tokens=null")
+    packing = Packing.of(encoder)
+    key = f"{model_key(encoder.vision, index.options['size'])}-{packing.name}"
+    encoder.vision.to(_device())
+    ensure_tokens(root, lambda pixels: packing.pack(encoder.tokens(pixels)), key, packing.values, _device())
+    return key
 
 
 def cast(config: Any, backbone: Backbone) -> None:
@@ -123,8 +152,18 @@ def _cached(root: Any, index: Index, backbone: Backbone, size: int) -> str | Non
     return None if missing(expand(root), index, key) else key
 
 
+def _device() -> str:
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
 def _wants_cache(config: Any) -> bool:
-    return getattr(config.data, "latents", "auto") == "auto"  # null means without one
+    return _auto("latents", getattr(config.data, "latents", "auto"))  # null means without one
+
+
+def _auto(name: str, value: str | None) -> bool:
+    if value not in (None, "auto"):
+        raise UserError(f"data.{name}={value} given; expected auto (a cache, made where it is missing) or null")
+    return value == "auto"
 
 
 def _given(config: Any, *names: str) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from escdiff.data.images import expand
 from escdiff.data.index import FILE, Index
 from escdiff.data.latents import encode_dataset, missing
 from escdiff.data.store import is_address
+from escdiff.data.tokens import encode_tokens, tokens_missing
 from escdiff.errors import UserError
 from escdiff.training.options import option
 from escdiff.training.sampling import EpochSampler
@@ -59,10 +61,10 @@ def ensure_data(config: Any) -> None:
     root = expand(config.data.root)
     if _finished(root):
         return
-    if rank_zero_only.rank != 0:
-        while not _finished(root):  # rank zero renders
-            time.sleep(2)
-        return
+    _on_rank_zero(partial(_render, config, root), partial(_finished, root))
+
+
+def _render(config: Any, root: Path) -> None:
     try:
         from data_prep.still_life import StillLifeOptions, make_still_life
     except ImportError as error:
@@ -84,11 +86,22 @@ def ensure_latents(root: str, moments: Callable[[Tensor], Tensor], key: str, dev
     Raises:
         UserError: no finished data set there, or a shard is damaged.
     """
-    if rank_zero_only.rank == 0:
-        encode_dataset(root, moments, key, device=device)
-        return
     folder = expand(root)
-    while missing(folder, Index.load(folder), key):
+    make = partial(encode_dataset, folder, moments, key, device=device)
+    _on_rank_zero(make, lambda: not missing(folder, Index.load(folder), key))
+
+
+def ensure_tokens(root: str, encode_fn: Callable[[Tensor], Tensor], key: str, values: int, device: str) -> None:
+    """The same for a vision tower's tokens; arguments and errors as of `escdiff.data.tokens.encode_tokens`."""
+    make = partial(encode_tokens, root, encode_fn, key, values, device)
+    _on_rank_zero(make, lambda: not tokens_missing(root, key))
+
+
+def _on_rank_zero(make: Callable[[], Any], done: Callable[[], bool]) -> None:
+    if rank_zero_only.rank == 0:
+        make()
+        return
+    while not done():
         time.sleep(2)
 
 

@@ -43,18 +43,19 @@ class Speed(L.Callback):
 
     The share of the matrix rate is the floating-point operations of matrix products and convolutions in a step, the
     optimizer's among them (torch.utils.flop_counter, two to a multiplication and addition), against those that this
-    device did per second in one large matrix product at the start, in the training's own precision.
+    device did per second in one large matrix product at the start, in the training's own precision. A module whose
+    steps are of several kinds names the kind at hand in its `phase`; each is counted when it begins.
     """
 
     def __init__(self, batch_size: int) -> None:
         self.batch_size, self.clock = batch_size, Clock()
         self.matrix_rate: float | None = None
         self._counter: FlopCounterMode | None = None
-        self._flops, self._counted = 0, -1
+        self._flops, self._counted, self._phase = 0, -1, None
         self._reset()
 
     def _reset(self) -> None:
-        self._start, self._batches = time.monotonic(), 0
+        self._start, self._batches, self._total = time.monotonic(), 0, 0
         self.clock.waiting = self.clock.saving = 0.0
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -63,24 +64,25 @@ class Speed(L.Callback):
         self.matrix_rate = matrix_rate(pl_module.device, dtype)
         self._reset()
 
-    def on_train_batch_start(self, trainer: L.Trainer, *_: Any) -> None:
+    def on_train_batch_start(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
         # The counter takes products apart, which changes their last bits: a resumed run must count the same steps.
-        step = trainer.global_step
-        if step % (COUNT_EVERY * trainer.log_every_n_steps) == 0 and step != self._counted:
-            self._counted = step
+        step, phase = trainer.global_step, getattr(pl_module, "phase", None)
+        due = step % (COUNT_EVERY * trainer.log_every_n_steps) == 0 or phase != self._phase
+        if due and step != self._counted:
+            self._counted, self._phase = step, phase
             self._counter = FlopCounterMode(display=False)
             self._counter.__enter__()
 
     def state_dict(self) -> dict[str, Any]:
-        return {"flops": self._flops}
+        return {"flops": self._flops, "phase": self._phase}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self._flops = state_dict["flops"]
+        self._flops, self._phase = state_dict["flops"], state_dict.get("phase")
 
     def on_train_batch_end(self, *_: Any) -> None:
-        self._batches += 1
         if self._counter is not None:
             self._close()
+        self._batches, self._total = self._batches + 1, self._total + self._flops
 
     def on_exception(self, *_: Any) -> None:
         if self._counter is not None:
@@ -93,7 +95,7 @@ class Speed(L.Callback):
     def report(self, trainer: L.Trainer) -> dict[str, float]:
         """What was measured since the report before, of all ranks."""
         seconds = max(time.monotonic() - self._start, 1e-9)
-        flops = self._flops * self._batches / seconds  # per second
+        flops = self._total / seconds
         own = {
             "samples_per_s": self._batches * self.batch_size / seconds,
             "wait_share": self.clock.waiting / seconds,

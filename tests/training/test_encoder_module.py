@@ -1,6 +1,7 @@
 """The encoder's training: what is trained and saved, exact resuming, its parts one by one."""
 
 import copy
+import json
 import shutil
 from functools import partial
 from pathlib import Path
@@ -17,10 +18,10 @@ from data_prep.still_life import StillLifeOptions, make_still_life
 from escdiff.backbone import load_backbone
 from escdiff.conditioning import ConditioningSpace, bind
 from escdiff.conditioning.grid import expand, pack
-from escdiff.data.latents import encode_dataset, vae_key
 from escdiff.encoder import ConceptEncoder
+from escdiff.errors import UserError
 from escdiff.pipeline import generate
-from escdiff.training import encoder_module, encoder_setup, feeding, run
+from escdiff.training import encoder_module, feeding, run
 from escdiff.training.feed import LayerFeed
 from escdiff.training.timesteps import draw_timesteps
 from escdiff.training.tying import encode_tied, random_runs, tie
@@ -312,16 +313,65 @@ def test_two_processes_learn_the_same_and_something(config, tmp_path):
     assert sum(not torch.equal(first[name], other[name]) for name in first) > len(first) / 2
 
 
-def test_other_ranks_wait_for_the_latents(config, data, tmp_path, monkeypatch):
-    root = shutil.copytree(data, tmp_path / "world", ignore=lambda *_: ["latents"])
-    backbone, waited = load_backbone(config.backbone.name), []
+@pytest.mark.parametrize("cache", ["latents", "clip"])
+def test_other_ranks_wait_for_what_rank_zero_encodes(config, data, tmp_path, monkeypatch, cache):
+    root = shutil.copytree(data, tmp_path / "world", ignore=lambda *_: ["latents", "clip"])
+    config.data.root, config.data.tokens, waited = str(root), "auto" if cache == "clip" else None, []
 
     def encode(seconds):
         waited.append(seconds)
-        encode_dataset(root, backbone.moments, vae_key(backbone.vae, 128))
+        with monkeypatch.context() as alone:
+            alone.setattr(rank_zero_only, "rank", 0)
+            encoder_module.build(config)
 
     monkeypatch.setattr(feeding, "time", SimpleNamespace(sleep=encode))
     monkeypatch.setattr(rank_zero_only, "rank", 1)
-    config.data.root = str(root)
-    made = encoder_setup.make_data(config, backbone)
-    assert waited == [2] and "latent" in next(iter(made.train_dataloader()))
+    _, made, _ = encoder_module.build(config)
+    assert waited == [2] and (root / cache).is_dir()
+    batch = next(iter(made.train_dataloader()))
+    assert "latent" in batch and ("shape_tokens" in batch) == (cache == "clip")
+
+
+def test_stored_tokens_give_the_features_of_the_pictures(config, data):
+    config.data.reframed = config.data.one_reference = 0.0
+    config.encoder.shape_depths, config.encoder.appearance_depths = [1, 3], [0]  # and nobody reads depth 2
+    module, batch = module_of(config)
+    config.data.tokens = "auto"
+    stored, made, _ = encoder_module.build(config)
+    stored.trainer = module.trainer
+    stored.load_state_dict(module.state_dict())
+    tokens = next(iter(made.train_dataloader()))
+    assert tokens["key"] == batch["key"] and "shape_ref" not in tokens
+    tokens |= {name: torch.ones_like(tokens[name]) for name in encoder_module.MASKS}
+    batch |= {name: torch.ones_like(batch[name]) for name in encoder_module.MASKS}
+    stored.encoder.vision.forward = None  # nobody may call it
+    live, read = module.features(batch), stored.features(tokens)
+    assert live.keys() == read.keys() and "target_shape" in read
+    for name in live:
+        assert torch.allclose(live[name], read[name], atol=0.02), name
+    module.trainer.global_step = 1
+    assert module.features(batch).keys() == stored.features(tokens).keys() == {"shape", "appearance"}
+
+
+def test_operations_are_counted_anew_when_the_kind_of_step_changes(config, tmp_path):
+    config.loss = SimpleNamespace(draws=8, cells=1, words_only=0.3, exact_from=0.6)  # two steps of each
+    run.train(config, [StopAt(3)])
+    run.train(config)
+    lines = [json.loads(line) for line in run.RunFolder(config.run_dir).metrics.read_text().splitlines()]
+    words, tied, exact = (line["throughput/tflops"] / line["throughput/samples_per_s"] for line in lines)
+    assert words < 0.8 * tied and tied < 0.95 * exact
+
+
+def test_trainings_on_stored_tokens_resume_exactly(config, tmp_path):
+    config.data.tokens, config.data.batch_size = "auto", 16
+    run.train(config)
+    straight = checkpoint(config)
+    config.run_dir = str(tmp_path / "parts")
+    run.train(config, [StopAt(3)])
+    run.train(config)
+    parts = checkpoint(config)
+    assert all(torch.equal(value, parts["state_dict"][name]) for name, value in straight["state_dict"].items())
+    assert (tmp_path / "parts" / "samples" / "step-000000006.png").is_file()  # painted from pictures all the same
+    config.data.tokens = "always"
+    with pytest.raises(UserError, match=r"data.tokens=always given; expected auto"):
+        run.train(config)
