@@ -189,14 +189,16 @@ def loop(batch: int, steps: int = 6) -> dict[str, float]:
         config = SimpleNamespace(
             recipe="encoder", seed=0, run_dir=f"{folder}/run", resume=True, backbone=SimpleNamespace(name="mini"),
             encoder=SimpleNamespace(), space=SimpleNamespace(stages=1), optim=SimpleNamespace(lr=1e-4),
-            data=SimpleNamespace(root=f"{folder}/world", batch_size=batch // 4, val_fraction=0.0),
+            data=SimpleNamespace(root=f"{folder}/world", batch_size=batch // Objective.draws, val_fraction=0.0),
             loss=SimpleNamespace(words_only=0.0), logger=SimpleNamespace(name="none"),
             trainer=SimpleNamespace(max_steps=steps, accelerator="cpu", devices=1, log_steps=1, save_steps=2),
         )  # fmt: skip
         run.train(config)
         lines = run.RunFolder(config.run_dir).lines()
     Checkpoints.save = save
-    seconds = [batch // 4 / line["throughput/samples_per_s"] for line in lines[1::2]]  # without a checkpoint
+    seconds = [
+        batch // Objective.draws / line["throughput/samples_per_s"] for line in lines[1::2]
+    ]  # without a checkpoint
     waits = [line["throughput/wait_share"] for line in lines[1:]]
     return {"wait_share": statistics.median(waits), "stall": statistics.median(stalls) / statistics.median(seconds)}
 

@@ -8,8 +8,10 @@ import lightning as L
 import torch
 from diffusers.training_utils import EMAModel
 
+from escdiff.training.steps import StepCallback
 
-class Average(L.Callback):
+
+class Average(StepCallback):
     """Averages what has gradients, after every optimizer step; kept in the checkpoint.
 
     The decay warms up as (1 + step) / (10 + step), so early steps do not linger. A decay of 0 turns it off.
@@ -19,7 +21,6 @@ class Average(L.Callback):
     def __init__(self, decay: float = 0.999) -> None:
         self.decay = decay
         self.model: EMAModel | None = None
-        self._step = 0
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         if self.decay and self.model is None:
@@ -27,13 +28,12 @@ class Average(L.Callback):
             self.model = EMAModel(trainable(pl_module), decay=self.decay, foreach=foreach)
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        super().on_train_start(trainer, pl_module)
         if self.model is not None:
             self.model.to(pl_module.device)
-            self._step = trainer.global_step
 
-    def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
-        if self.model is not None and trainer.global_step != self._step:  # unchanged while accumulating
-            self._step = trainer.global_step
+    def on_step(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if self.model is not None:
             self.model.step(trainable(pl_module))
 
     @contextmanager

@@ -3,7 +3,6 @@
 import logging
 import time
 from pathlib import Path
-from typing import Any
 
 import lightning as L
 from lightning.pytorch.utilities import rank_zero_only
@@ -11,12 +10,13 @@ from lightning.pytorch.utilities import rank_zero_only
 from escdiff.training.averaging import Average
 from escdiff.training.checkpoint_io import DISK_ERRORS, CheckpointFolder
 from escdiff.training.speed import SAVING
+from escdiff.training.steps import StepCallback
 
 RETRY_SECONDS, LAST_SECONDS = 60.0, 300.0  # the latter within what RankWatch waits for a save
 log = logging.getLogger(__name__)
 
 
-class Checkpoints(L.Callback):
+class Checkpoints(StepCallback):
     """Saves every so many minutes, at the last step and at a clean stop; how: `escdiff.training.checkpoint_io`.
 
     What could not be saved is tried again after `RETRY_SECONDS`, at the end of a run for `LAST_SECONDS` long.
@@ -32,19 +32,16 @@ class Checkpoints(L.Callback):
         self.files, self.folder, self.average, self.minutes, self.steps = files, folder, average, minutes, steps
         self.export_to = export_to
         self._last = time.monotonic()
-        self._step = 0
 
-    def on_train_start(self, trainer: L.Trainer, *_: Any) -> None:
-        self._last, self._step = time.monotonic(), trainer.global_step
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        super().on_train_start(trainer, pl_module)
+        self._last = time.monotonic()
         if trainer.is_global_zero:
             for left in self.folder.glob(".step-*"):  # of a run that was killed while saving
                 left.unlink()
 
-    def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
-        if trainer.global_step == self._step:  # in the middle of an accumulated step
-            return
-        self._step = trainer.global_step
-        final = trainer.should_stop or self._step >= trainer.max_steps > 0
+    def on_step(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        final = trainer.should_stop or trainer.global_step >= trainer.max_steps > 0
         if final or self._due(trainer):
             self.save(trainer, pl_module)
             self._last = time.monotonic()
@@ -52,7 +49,7 @@ class Checkpoints(L.Callback):
             self._insist(trainer)
 
     def _due(self, trainer: L.Trainer) -> bool:
-        if self.steps and self._step % self.steps == 0:
+        if self.steps and trainer.global_step % self.steps == 0:
             return True
         wait = RETRY_SECONDS if self.files.error else 60 * self.minutes
         late = time.monotonic() - self._last > min(wait, 60 * self.minutes)
@@ -86,24 +83,20 @@ class Checkpoints(L.Callback):
             log.warning("the export to %s failed: %s", self.export_to, error)
 
 
-class SampleGrid(L.Callback):
+class SampleGrid(StepCallback):
     """Every `steps` steps, with averaged weights, saves the picture that `module.sample_grid()` paints.
 
     Modules without that method are left alone. A failure is reported and survived.
     """
 
     def __init__(self, folder: Path, average: Average, steps: int) -> None:
-        self.folder, self.average, self.steps, self._step = folder, average, steps, 0
-
-    def on_train_start(self, trainer: L.Trainer, *_: Any) -> None:
-        self._step = trainer.global_step
+        self.folder, self.average, self.steps = folder, average, steps
 
     @rank_zero_only
-    def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
+    def on_step(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         step = trainer.global_step
-        if not self.steps or not hasattr(pl_module, "sample_grid") or step == self._step or step % self.steps:
+        if not self.steps or step % self.steps or not hasattr(pl_module, "sample_grid"):
             return
-        self._step = step
         try:
             with self.average.applied(pl_module):
                 picture = pl_module.sample_grid()

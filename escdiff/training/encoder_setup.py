@@ -108,8 +108,7 @@ def make_data(config: Any, backbone: Backbone):
     key = None
     if _wants_cache(config):
         key = vae_key(backbone.vae, index.options["size"])
-        backbone.vae.to(_device())
-        ensure_latents(root, backbone.moments, key, _device())
+        ensure_latents(root, backbone.vae, backbone.moments, key)
     cast(config, backbone)
     shares = _given(config, "one_reference", "shape_only", "appearance_only", "reframed", "val_fraction")
     return SwapData(root, latents=key, **common, **shares)
@@ -130,8 +129,7 @@ def store_tokens(config: Any, encoder: ConceptEncoder) -> str | None:
         raise UserError(f"{what}; set data.tokens=null")
     packing = Packing.of(encoder)
     key = f"{model_key(encoder.vision, index.options['size'])}-{packing.name}"
-    encoder.vision.to(_device())
-    ensure_tokens(root, lambda pixels: packing.pack(encoder.tokens(pixels)), key, packing.values, _device())
+    ensure_tokens(root, encoder.vision, lambda pixels: packing.pack(encoder.tokens(pixels)), key, packing.values)
     return key
 
 
@@ -150,10 +148,6 @@ def _cached(root: Any, index: Index, backbone: Backbone, size: int) -> str | Non
         named = [Path(shard_file(key, shard)).name for shard in index.shards if shard.samples]
         return key if there.issuperset(named) else None
     return None if missing(expand(root), index, key) else key
-
-
-def _device() -> str:
-    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def _wants_cache(config: Any) -> bool:

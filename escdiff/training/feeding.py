@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
+import torch
 from lightning.pytorch.utilities import rank_zero_only
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from escdiff.data.images import expand
@@ -77,24 +78,37 @@ def _render(config: Any, root: Path) -> None:
     make_still_life(root, option(config, "data.num_samples", 20_000), options, option(config, "data.render_workers", 0))
 
 
-def ensure_latents(root: str, moments: Callable[[Tensor], Tensor], key: str, device: str = "cpu") -> None:
+def ensure_latents(root: str, vae: nn.Module, moments: Callable[[Tensor], Tensor], key: str) -> None:
     """Encode the pictures of a data set that are not yet in its cache; rank zero does, the others wait.
 
     Args:
-        moments, key, device: see `escdiff.data.latents.encode_dataset`.
+        moments, key: of `vae`, see `escdiff.data.latents.encode_dataset`.
 
     Raises:
         UserError: no finished data set there, or a shard is damaged.
     """
     folder = expand(root)
-    make = partial(encode_dataset, folder, moments, key, device=device)
+
+    def make() -> None:
+        encode_dataset(folder, moments, key, device=_to_device(vae))
+
     _on_rank_zero(make, lambda: not missing(folder, Index.load(folder), key))
 
 
-def ensure_tokens(root: str, encode_fn: Callable[[Tensor], Tensor], key: str, values: int, device: str) -> None:
+def ensure_tokens(root: str, vision: nn.Module, encode_fn: Callable[[Tensor], Tensor], key: str, values: int) -> None:
     """The same for a vision tower's tokens; arguments and errors as of `escdiff.data.tokens.encode_tokens`."""
-    make = partial(encode_tokens, root, encode_fn, key, values, device)
+
+    def make() -> None:
+        encode_tokens(root, encode_fn, key, values, device=_to_device(vision))
+
     _on_rank_zero(make, lambda: not tokens_missing(root, key))
+
+
+def _to_device(model: nn.Module) -> str:
+    """Where rank zero encodes; the others leave its GPU alone."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    model.to(device)
+    return device
 
 
 def _on_rank_zero(make: Callable[[], Any], done: Callable[[], bool]) -> None:

@@ -17,6 +17,7 @@ import torch
 from escdiff.errors import UserError
 from escdiff.training.averaging import trainable
 from escdiff.training.monitor import Monitor
+from escdiff.training.steps import StepCallback
 
 STOPPED, OUT_OF_TIME = "stopped", "out of time"
 log = logging.getLogger(__name__)
@@ -113,7 +114,7 @@ class GradientGuard(L.Callback):
                 log.warning("%s could not be written: %s", self.record, error)
 
 
-class CleanStop(L.Callback):
+class CleanStop(StepCallback):
     """Ends the run after the current step, all its batches, on SIGINT or SIGTERM, or when its minutes are used up.
 
     The checkpoint callback then saves. A second SIGINT interrupts at once.
@@ -124,23 +125,21 @@ class CleanStop(L.Callback):
 
     def __init__(self, max_minutes: float | None = None) -> None:
         self.max_seconds = None if max_minutes is None else 60 * max_minutes
-        self.asked, self.ended, self._handlers, self._start, self._step = False, STOPPED, {}, 0.0, 0
+        self.asked, self.ended, self._handlers, self._start = False, STOPPED, {}, 0.0
 
     def _ask(self, number: int, _frame: Any) -> None:
         self.asked = True
         log.warning("%s: finishing this step, then saving", signal.Signals(number).name)
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
-    def on_train_start(self, trainer: L.Trainer, *_: Any) -> None:
-        self._start, self._step = time.monotonic(), trainer.global_step
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        super().on_train_start(trainer, pl_module)
+        self._start = time.monotonic()
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGINT, signal.SIGTERM):
                 self._handlers[number] = signal.signal(number, self._ask)
 
-    def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
-        if trainer.global_step == self._step:  # in the middle of an accumulated step, where nothing can be saved
-            return
-        self._step = trainer.global_step
+    def on_step(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         late = self.max_seconds is not None and time.monotonic() - self._start > self.max_seconds
         stop = self.asked or late
         if trainer.world_size > 1:

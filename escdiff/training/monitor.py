@@ -13,11 +13,12 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import Tensor
 
 from escdiff.training.speed import Speed
+from escdiff.training.steps import StepCallback
 
 BANDS, TIMESTEPS = 4, 1000
 
 
-class Monitor(L.Callback):
+class Monitor(StepCallback):
     """Logs, each logging interval, means over all its batches on all ranks (a single batch's loss says little).
 
     From a training step that returns a dict it takes "loss", every scalar in "logs", and, where "error" (B,)
@@ -36,10 +37,6 @@ class Monitor(L.Callback):
         self._sums: dict[str, Tensor] = {}
         self._counts: dict[str, Tensor] = {}
         self.latest: dict[str, float] = {}
-        self._step = 0
-
-    def on_train_start(self, trainer: L.Trainer, *_: Any) -> None:
-        self._step = trainer.global_step
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, *_: Any) -> None:
         values = outputs if isinstance(outputs, Mapping) else {"loss": outputs}
@@ -49,10 +46,11 @@ class Monitor(L.Callback):
             self.add(f"train/{name}", value)
         if "error" in values and "timesteps" in values:
             self._add_bands(values["error"], values["timesteps"])
-        step = trainer.global_step
-        if step != self._step and (step % trainer.log_every_n_steps == 0 or step == trainer.max_steps):
+        super().on_train_batch_end(trainer, pl_module)
+
+    def on_step(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if trainer.global_step % trainer.log_every_n_steps == 0 or trainer.global_step == trainer.max_steps:
             self._report(trainer)
-        self._step = step
 
     def add(self, name: str, value: Tensor, count: Tensor | int = 1) -> None:
         """Take part of a mean: a sum over `count` things."""

@@ -108,7 +108,7 @@ def build(config):
     text = CLIPTextModel.from_pretrained(mini.part(folder, "text_encoder"), dtype=torch.float32)
     tokenizer = CLIPTokenizer.from_pretrained(mini.part(folder, "tokenizer"))
     key = vae_key(vae, mini.SIZE)
-    ensure_latents(config.data.root, lambda pixels: vae.quant_conv(vae.encoder(pixels)), key)
+    ensure_latents(config.data.root, vae, lambda pixels: vae.quant_conv(vae.encoder(pixels)), key)
     arrays = StillLifeArrays(config.data.root)
     data = CaptionedLatents(arrays, load_latents(config.data.root, key), tokenizer, config.seed)
     module = UnetModule(
