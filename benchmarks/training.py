@@ -196,9 +196,8 @@ def loop(batch: int, steps: int = 6) -> dict[str, float]:
         run.train(config)
         lines = run.RunFolder(config.run_dir).lines()
     Checkpoints.save = save
-    seconds = [
-        batch // Objective.draws / line["throughput/samples_per_s"] for line in lines[1::2]
-    ]  # without a checkpoint
+    references = batch // Objective.draws
+    seconds = [references / line["throughput/samples_per_s"] for line in lines[1::2]]  # without a checkpoint
     waits = [line["throughput/wait_share"] for line in lines[1:]]
     return {"wait_share": statistics.median(waits), "stall": statistics.median(stalls) / statistics.median(seconds)}
 

@@ -77,7 +77,7 @@ class ResumableLoader(DataLoader):
         self.module, self.cursor, self.steps = module, cursor, steps
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
-        self.cursor.start = self.module.place
+        self.module.aim(self.cursor)
         return super().__iter__()
 
     def __len__(self) -> int:
@@ -109,6 +109,10 @@ class ResumableDataModule(lightning.LightningDataModule):
         """Remember that `batch` is being trained on."""
         if isinstance(batch, dict) and POSITION in batch:
             self.place = Place(*(int(v) for v in batch[POSITION]))
+
+    def aim(self, cursor: Any) -> None:
+        """Make `cursor` start at the next sample."""
+        cursor.start = self.place
 
     def set_epoch(self, epoch: int) -> None:
         self.place = Place(epoch, 0)

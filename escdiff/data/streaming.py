@@ -1,15 +1,17 @@
 """Encoder training data from shards of photos: one picture per sample, references made as destroyed views.
 
-Read as a stream through webdataset, in a fixed order: the shards of an epoch are dealt to ranks x workers
-streams, each mixes its samples in a buffer, and batch b of a rank comes from its stream b modulo workers. A
-resumed run reads up to its place without decoding. Shards may lie in a folder or behind any address of fsspec.
+Read as a stream through webdataset, in a fixed order: an epoch's samples, shard behind shard, are cut into streams,
+and each mixes its samples in a buffer. Batch b takes its rows from the streams of turn b modulo turns, row g from lane
+g modulo lanes. A run starts with a lane per rank and a turn per worker, so that nobody reads what another does, and
+keeps them: with other numbers of ranks and workers the order is the same, and some skip over what others take.
+Skipping, as in resuming, decodes nothing. Shards may lie in a folder or behind any address of fsspec.
 """
 
 import logging
 import os
 from collections.abc import Iterator
 from itertools import islice
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -32,20 +34,24 @@ LOSS_LIMIT = 0.001  # share of damaged pictures that a run tolerates
 log = logging.getLogger(__name__)
 
 
+class Layout(NamedTuple):
+    """The streams of an epoch: one per lane and turn."""
+
+    lanes: int
+    turns: int
+
+
 class PhotoStream(IterableDataset):
-    """Batches of one rank. `start` is read when an iteration begins."""
+    """Batches of one rank. `start` and `layout` are read when an iteration begins."""
 
     def __init__(self, store: ShardStore, index: Index, batch_size: int, size: int, seed: int, rank: int, world: int,
-                 streams: int, buffer: int, appearance_only: float, latents: str | None = None) -> None:  # fmt: skip
+                 layout: Layout, buffer: int, appearance_only: float, latents: str | None = None) -> None:  # fmt: skip
         self.store, self.index, self.batch_size, self.size, self.seed = store, index, batch_size, size, seed
-        self.rank, self.world, self.streams, self.buffer = rank, world, streams, buffer
+        self.rank, self.world, self.layout, self.buffer = rank, world, layout, buffer
         self.appearance_only, self.latents = appearance_only, latents
         self.shards = [shard for shard in index.shards if shard.samples]
         self.start = Place(0, 0)
         self.steps = index.samples // (batch_size * world)
-        if world * streams > len(self.shards):
-            what = f"{world} ranks x {streams} workers need as many shards, {store} has {len(self.shards)}"
-            raise UserError(f"{what}; use fewer workers or smaller shards")
         if not self.steps:
             what = f"{store} holds {index.samples} samples, fewer than {world} ranks x batches of {batch_size}"
             raise UserError(f"{what}; make the batch smaller")
@@ -56,42 +62,74 @@ class PhotoStream(IterableDataset):
         epoch, step = self.start
         if step >= self.steps:
             epoch, step = epoch + 1, 0
-        if worker is None and self.streams != 1:
-            raise UserError("a stream made for several workers must be read by as many")
-        first = step + number  # the loader takes batches from its workers in turn, the first from worker 0
-        stream = first % self.streams
-        raw = islice(self.raw(epoch, stream), first // self.streams * self.batch_size, None)
+        streams: dict[tuple[int, int], _Stream] = {}
         losses = _Losses()
-        for b in range(first, self.steps, workers):
-            yield self._batch(list(islice(raw, self.batch_size)), epoch, b, losses)
+        # The loader takes batches from its workers in turn, the first from worker 0.
+        for b in range(step + number, self.steps, workers):
+            raws = {g: self._raw(streams, epoch, b, g) for g in self._rows(self.rank, self.world)}
+            yield self._batch(raws, epoch, b, losses)
 
-    def raw(self, epoch: int, stream: int) -> Iterator[dict[str, Any]]:
-        """Undecoded samples of one stream of this rank, mixed; starts over when its shards are used up."""
-        order = np.random.default_rng([self.seed, epoch]).permutation(len(self.shards))
-        own = order[self.rank * self.streams + stream :: self.world * self.streams]
-        rng = np.random.default_rng([self.seed, epoch, self.rank, stream])
+    def _rows(self, first: int, step: int) -> range:
+        """Rows of a global batch, every `step`-th from `first` on."""
+        return range(first, self.batch_size * self.world, step)
+
+    def _raw(self, streams: "dict[tuple[int, int], _Stream]", epoch: int, b: int, g: int) -> dict[str, Any]:
+        """The undecoded sample of row `g` in batch `b` of the epoch."""
+        lanes, turns = self.layout
+        place = lane, turn = g % lanes, b % turns
+        if place not in streams:
+            streams[place] = _Stream(self.mixed(epoch, lane, turn))
+        return streams[place].take(b // turns * len(self._rows(lane, lanes)) + g // lanes)
+
+    def mixed(self, epoch: int, lane: int, turn: int) -> Iterator[dict[str, Any]]:
+        """Undecoded samples of one stream, in its own order."""
+        rng = np.random.default_rng([self.seed, epoch, lane, turn])
         held: list[dict[str, Any]] = []
-        while True:
-            for number in own:
-                shard = self.shards[number]
-                for row, sample in enumerate(read_raw(self.store.shard(shard))):
-                    held.append({**sample, "__shard__": number, "__row__": row})
-                    if len(held) >= self.buffer:
-                        yield _swap_out(held, rng)
-            while held:
+        for sample in self._part(epoch, *self._bounds(lane, turn)):
+            held.append(sample)
+            if len(held) >= self.buffer:
                 yield _swap_out(held, rng)
+        while held:
+            yield _swap_out(held, rng)
 
-    def _batch(self, raws: list[dict], epoch: int, b: int, losses: "_Losses") -> dict[str, Any]:
+    def _bounds(self, lane: int, turn: int) -> tuple[int, int]:
+        """The stream's part of the epoch: as many samples as it will be asked for."""
+        lanes, turns = self.layout
+        of_lane = [len(self._rows(each, lanes)) for each in range(lanes)]
+        before = sum(len(range(each, self.steps, turns)) for each in range(turn)) * sum(of_lane)
+        batches = len(range(turn, self.steps, turns))
+        first = before + batches * sum(of_lane[:lane])
+        return first, first + batches * of_lane[lane]
+
+    def _part(self, epoch: int, first: int, end: int) -> Iterator[dict[str, Any]]:
+        """The epoch's samples from `first` up to `end`, in the order of its shards."""
+        behind = 0
+        for number in np.random.default_rng([self.seed, epoch]).permutation(len(self.shards)):
+            shard = self.shards[number]
+            start, behind = behind, behind + shard.samples
+            if behind <= first or start >= end:
+                continue
+            rows = range(max(first - start, 0), min(end, behind) - start)
+            found = enumerate(read_raw(self.store.shard(shard)))
+            count = 0
+            for row, sample in islice(found, rows.start, rows.stop):
+                yield {**sample, "__shard__": number, "__row__": row}
+                count += 1
+            if count < len(rows):
+                what = f"{rows.start + count} samples, the index says {shard.samples}"
+                raise UserError(f"shard {shard.name} of {self.store} holds {what}; make or copy it again")
+
+    def _batch(self, raws: dict[int, dict], epoch: int, b: int, losses: "_Losses") -> dict[str, Any]:
         items: list[dict[str, Any]] = []
-        for i, raw in enumerate(raws):
-            rng = np.random.default_rng([self.seed, epoch, b, self.rank, i])
+        for g, raw in raws.items():
+            rng = np.random.default_rng([self.seed, epoch, b, g])
             try:
                 items.append(self._item(raw, rng))
                 losses.seen += 1
             except UserError as error:
                 losses.note(error)  # another sample of the batch takes its place, so that places stay right
         if not items:
-            raise UserError(f"no picture of a whole batch can be read, the last in {raws[-1]['__url__']}")
+            raise UserError(f"no picture of a whole batch can be read, the last in {raw['__url__']}")
         items += [items[i % len(items)] for i in range(len(raws) - len(items))]
         batch: dict[str, Any] = {name: [item[name] for item in items] for name in items[0]}
         batch = {k: torch.stack(v) if isinstance(v[0], Tensor) else v for k, v in batch.items()}
@@ -148,7 +186,7 @@ class PhotoDataModule(ResumableDataModule):
     masks. `place.sample` counts batches here.
 
     Raises:
-        UserError: no index or shard, more ranks x workers than shards, or too many damaged pictures.
+        UserError: no index or shard, or too many damaged pictures.
     """
 
     def __init__(
@@ -158,7 +196,7 @@ class PhotoDataModule(ResumableDataModule):
         size: int = 512,  # pixels, centre square
         seed: int = 0,
         num_workers: int = 0,
-        buffer: int = 500,  # undecoded samples mixed per worker
+        buffer: int = 500,  # undecoded samples mixed per stream: per worker of a new run
         appearance_only: float = 0.15,  # share of prompts that say the category, where it is known
         check_hashes: bool = False,  # read and check every shard before the start
         latents: str | None = None,  # key of the cache, see escdiff.data.latents.vae_key
@@ -169,22 +207,37 @@ class PhotoDataModule(ResumableDataModule):
         self.store, self.batch_size, self.size, self.seed = ShardStore(shards, cache, cache_gb), batch_size, size, seed
         self.num_workers, self.buffer, self.appearance_only = num_workers, buffer, appearance_only
         self.check_hashes, self.latents = check_hashes, latents
+        self._layout: Layout | None = None  # of the checkpoint
+
+    @property
+    def layout(self) -> Layout:
+        return self._layout or Layout(self.ranks()[1], max(self.num_workers, 1))
 
     def identity(self) -> dict[str, Any]:
         return {
-            "data": self.store.index().fingerprint(), "seed": self.seed, "batch_size": self.batch_size,
-            "workers": self.num_workers, "buffer": self.buffer, "world": self.ranks()[1],
+            "data": self.store.index().fingerprint(), "seed": self.seed, "buffer": self.buffer,
+            "global_batch": self.batch_size * self.ranks()[1],
         }  # fmt: skip
+
+    def state_dict(self) -> dict[str, Any]:
+        return {**super().state_dict(), "layout": tuple(self.layout)}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        super().load_state_dict(state_dict)
+        if state_dict["identity"] == self.identity():
+            self._layout = Layout(*state_dict["layout"])
+
+    def aim(self, cursor: PhotoStream) -> None:
+        super().aim(cursor)
+        cursor.layout = self.layout
 
     def setup(self, stage: str | None = None) -> None:
         self.store.check(self.store.index(), self.check_hashes)
         self.stream()
 
     def stream(self) -> PhotoStream:
-        rank, world = self.ranks()
-        streams = max(self.num_workers, 1)
-        return PhotoStream(self.store, self.store.index(), self.batch_size, self.size, self.seed, rank, world, streams,
-                           self.buffer, self.appearance_only, self.latents)  # fmt: skip
+        return PhotoStream(self.store, self.store.index(), self.batch_size, self.size, self.seed, *self.ranks(),
+                           self.layout, self.buffer, self.appearance_only, self.latents)  # fmt: skip
 
     def steps_per_epoch(self) -> int:
         return self.stream().steps
@@ -208,6 +261,17 @@ class _Losses:
         if self.lost > max(3, LOSS_LIMIT * (self.seen + self.lost)):
             what = f"{self.lost} of {self.seen + self.lost} pictures cannot be read"
             raise UserError(f"{what}, more than {LOSS_LIMIT:.1%}, the last because {error}") from error
+
+
+class _Stream:
+    """Samples by number, each greater than the one before."""
+
+    def __init__(self, samples: Iterator[dict[str, Any]]) -> None:
+        self.samples, self.read = samples, 0
+
+    def take(self, number: int) -> dict[str, Any]:
+        skipped, self.read = number - self.read, number + 1
+        return next(islice(self.samples, skipped, None))
 
 
 def _swap_out(held: list, rng: np.random.Generator):
