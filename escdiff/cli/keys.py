@@ -10,7 +10,8 @@ from escdiff.errors import UserError
 from escdiff.places import configs_folder
 
 OVERRIDING = ("experiment", "debug")  # groups that set keys of the others and add none
-ELSEWHERE = ("method", "space", "trainer.devices", "data.latents")  # what these may be, their own classes say
+ELSEWHERE = ("method", "space", "trainer.devices")  # what these may be, their own classes say
+CHOICES = {"data.latents": (None, "auto"), "data.tokens": (None, "auto")}
 KINDS = {bool: "true or false", int: "a whole number", float: "a number", str: "a text", list: "a list, as in [1,2]"}
 LOWEST = {  # of numbers; a float's default says that fractions are fine
     "seed": 0, "num_images": 1, "steps": 1, "batch_size": 1, "guidance": 0.0,
@@ -106,6 +107,11 @@ def check_value(key: str, value: Any, default: Any) -> None:
     if isinstance(default, dict):
         if not isinstance(value, dict):
             raise UserError(f"{key}={value} given; expected its keys one by one, such as {key}.{next(iter(default))}=")
+        return
+    if key in CHOICES:
+        if value not in CHOICES[key]:
+            choices = " or ".join("null" if choice is None else choice for choice in CHOICES[key])
+            raise UserError(f"{key}={value} given; expected {choices}")
         return
     kind = type(LOWEST.get(key) if default is None else default)
     if kind is type(None) or (default is None and value is None):

@@ -104,7 +104,7 @@ def encode_shard(
         UserError: the shard is damaged, or the model gives values that are not finite.
     """
     parts = []
-    for pixels in pictures(shard) if pictures else _batches(folder, index, shard, batch_size, size):
+    for pixels in pictures(shard) if pictures else pictures_of(folder, index, shard, batch_size, size):
         with torch.inference_mode():
             parts.append(encode_fn(pixels.to(device)).to("cpu", torch.float16))
         advance(len(pixels))
@@ -113,7 +113,8 @@ def encode_shard(
         what = f"{len(encoded)} samples, the index says {shard.samples}"
         raise UserError(f"shard {folder / shard.name} holds {what}; make or copy it again")
     if not torch.isfinite(encoded).all():
-        raise UserError(f"the model gave values that are not finite for {shard.name}; use float32 or bfloat16")
+        what = f"the model gave values for {shard.name} that are not finite, or too large for float16"
+        raise UserError(f"{what}; use float32 or bfloat16, or do without the cache")
     _save(cache, shard, encoded, name)
 
 
@@ -139,7 +140,7 @@ def missing(folder: Path, index: Index, key: str, name: str = "moments") -> list
     return [shard for shard in index.shards if shard.samples and not stands(cache, shard, name)]
 
 
-def _batches(folder: Path, index: Index, shard: Shard, batch_size: int, size: int | None) -> Iterator[Tensor]:
+def pictures_of(folder: Path, index: Index, shard: Shard, batch_size: int, size: int | None) -> Iterator[Tensor]:
     """The shard's pictures, (B, 3, H, W) in [-1, 1]; Still Life comes out of its arrays, ten times faster."""
     if index.name == "still_life" and size in (None, index.options["size"]):
         arrays, row = StillLifeArrays(folder), index.first_sample(shard)

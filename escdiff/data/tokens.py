@@ -1,4 +1,4 @@
-"""A cache of a frozen vision tower's tokens of Still Life, so that a training never runs the tower.
+"""A cache of a frozen vision tower's tokens of Still Life, so that no step of a training runs the tower.
 
 Each picture is kept in two views: as it is, and framed anew in one way of its own. A training that reads them
 knows these two, where one that runs the tower draws a new framing at every visit.
@@ -7,19 +7,19 @@ knows these two, where one that runs the tower draws a new framing at every visi
 import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
 from functools import partial
-from itertools import pairwise
-from typing import Any
+from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from escdiff.data.arrays import StillLifeArrays
 from escdiff.data.images import expand
 from escdiff.data.index import Index, Shard
-from escdiff.data.latents import cache_file, encode_dataset, missing
+from escdiff.data.latents import cache_file, encode_dataset, missing, pictures_of
 from escdiff.data.views import reframe
 from escdiff.errors import UserError
 
@@ -51,14 +51,14 @@ def encode_tokens(
         UserError: no finished Still Life there, a damaged shard, or too little room on the disk.
     """
     folder = expand(folder)
-    index, arrays = Index.load(folder), StillLifeArrays(folder)
+    index = Index.load(folder)
     todo = sum(shard.samples for view in VIEWS for shard in missing(folder, index, f"{key}-{view}", NAME))
     if (needed := 2 * values * todo) > shutil.disk_usage(folder).free:
         what = f"the disk of {folder} lacks room for {needed / 1e9:.1f} GB of tokens"
         raise UserError(f"{what}; make room, or train with data.tokens=null")
-    for view in VIEWS:
-        pictures = partial(_pictures, arrays, index, view == FRAMED, batch_size)
-        encode_dataset(folder, encode_fn, f"{key}-{view}", device=device, name=NAME, pictures=pictures)
+    framed = partial(_framed, folder, index, batch_size)
+    for view, pictures in ((PLAIN, None), (FRAMED, framed)):
+        encode_dataset(folder, encode_fn, f"{key}-{view}", batch_size, device=device, name=NAME, pictures=pictures)
 
 
 def tokens_missing(folder: str | os.PathLike, key: str) -> bool:
@@ -83,26 +83,37 @@ class StoredTokens:
             raise UserError(f"{what}; start the training with data.tokens=auto, which makes them")
         self._shards = [shard for shard in index.shards if shard.samples]
         self._firsts = np.cumsum([0, *(shard.samples for shard in self._shards)])
-        self._open: dict[tuple[int, bool], Any] = {}
+        with safe_open(cache_file(self.folder, NAME, f"{key}-{PLAIN}", self._shards[0]), "pt") as file:
+            self.values = file.get_slice(NAME).get_shape()[1]
+        self._files: dict[tuple[int, bool], tuple[Path, int]] = {}
 
     def __call__(self, rows: Sequence[int], framed: Sequence[bool]) -> Tensor:
-        return torch.stack([self._row(int(row), bool(view)) for row, view in zip(rows, framed, strict=True)])
+        with ExitStack() as files:
+            places = [self._place(files, int(row), bool(view)) for row, view in zip(rows, framed, strict=True)]
+            found = np.empty((len(places), self.values), np.float16)
+            for file, offset in places:
+                if hasattr(os, "posix_fadvise"):  # the disk works on all rows at once; mapped files read them by pages
+                    os.posix_fadvise(file.fileno(), offset, found[0].nbytes, os.POSIX_FADV_WILLNEED)
+            for row, (file, offset) in zip(found, places, strict=True):
+                file.seek(offset)
+                file.readinto(row)
+        return torch.from_numpy(found)
 
-    def _row(self, row: int, framed: bool) -> Tensor:
+    def _place(self, files: ExitStack, row: int, framed: bool) -> tuple[BinaryIO, int]:
+        """The file of a row, and where in it the row begins."""
         number = int(np.searchsorted(self._firsts, row, "right")) - 1
-        if (number, framed) not in self._open:  # mapped, not read
+        if (number, framed) not in self._files:
             path = cache_file(self.folder, NAME, f"{self.key}-{VIEWS[framed]}", self._shards[number])
-            self._open[number, framed] = safe_open(path, "pt").get_slice(NAME)
-        return self._open[number, framed][row - int(self._firsts[number])]
+            with open(path, "rb") as file:  # safetensors: the header's length, the header, the one tensor
+                self._files[number, framed] = path, 8 + int.from_bytes(file.read(8), "little")
+        path, start = self._files[number, framed]
+        offset = start + 2 * self.values * (row - int(self._firsts[number]))
+        return files.enter_context(open(path, "rb", buffering=0)), offset
 
-    def __getstate__(self) -> dict[str, Any]:
-        """A worker process maps the files itself."""
-        return {**self.__dict__, "_open": {}}
 
-
-def _pictures(arrays: StillLifeArrays, index: Index, framed: bool, batch_size: int, shard: Shard) -> Iterator[Tensor]:
-    first = index.first_sample(shard)
-    ends = [*range(first, first + shard.samples, batch_size), first + shard.samples]
-    for start, end in pairwise(ends):
-        pixels = arrays.pixels(slice(start, end))
-        yield torch.stack([own_framing(p, start + i) for i, p in enumerate(pixels)]) if framed else pixels
+def _framed(folder: Path, index: Index, batch_size: int, shard: Shard) -> Iterator[Tensor]:
+    """A shard's pictures, each in its own framing."""
+    row = index.first_sample(shard)
+    for pixels in pictures_of(folder, index, shard, batch_size, None):
+        yield torch.stack([own_framing(picture, row + i) for i, picture in enumerate(pixels)])
+        row += len(pixels)

@@ -114,14 +114,14 @@ class ConceptEncoder(nn.Module):
         for name, choices in (("gates", GATES), ("placement", PLACEMENTS), ("branches", BRANCHES)):
             if (given := getattr(config, name)) not in choices:
                 raise UserError(f"encoder.{name}={given!r} given; expected one of {', '.join(choices)}")
-        deepest = max(*config.shape_depths, *config.appearance_depths)
+        depths = {*config.shape_depths, *config.appearance_depths}
         if unknown := set(config.vocabulary) - set(ATTRIBUTES):
             raise UserError(f"encoder.vocabulary.{min(unknown)} given; expected words for {' or '.join(ATTRIBUTES)}")
         if config.words and (config.placement != "words" or not vision.embedding_width):
             what = f"encoder.vocabulary given with placement {config.placement!r} and the tower {vision.spec}"
             raise UserError(f"{what}; it needs encoder.placement=words and a whole CLIP model")
-        if deepest >= vision.num_depths:
-            what = f"depth {deepest} of the vision tower {vision.spec} asked for, it has 0..{vision.num_depths - 1}"
+        if outside := sorted(depths - set(range(vision.num_depths))):
+            what = f"depth {outside[-1]} of the vision tower {vision.spec} asked for, it has 0..{vision.num_depths - 1}"
             raise UserError(f"{what}; change encoder.shape_depths and encoder.appearance_depths")
         self.config, self.space, self.base_model, self.text_hash = config, space, base_model, text_hash
         self._vision = (vision,)  # a tuple hides the frozen tower from nn.Module

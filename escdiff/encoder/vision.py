@@ -1,5 +1,6 @@
 """Frozen CLIP vision towers behind one interface: pixels in, patch tokens by depth out."""
 
+import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -60,6 +61,11 @@ class VisionBackbone(nn.Module):
         With `embed`, one more: the picture's embedding (B, 1, P) of norm 1.
         """
         raise NotImplementedError
+
+    def fingerprint(self) -> str:
+        """Of what its weights do not say: the layers' kinds, and how pictures are prepared."""
+        text = f"{self!r} {self.mean.tolist()} {self.std.tolist()} {self.image_size}"
+        return hashlib.sha256(text.encode()).hexdigest()[:8]
 
     def freeze(self) -> "VisionBackbone":
         return self.requires_grad_(False).eval()

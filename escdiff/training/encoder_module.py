@@ -27,7 +27,6 @@ from escdiff.training.timesteps import draw_timesteps
 from escdiff.training.tying import encode_tied
 from escdiff.training.words import StateTargets, WordTargets, word_loss
 
-WORDS, TIED, EXACT = "words", "tied", "exact"
 MASKS = ("shape_mask", "appearance_mask", "mask")
 
 
@@ -81,11 +80,22 @@ class EncoderModule(L.LightningModule):
         return self._frozen[0]
 
     @property
-    def phase(self) -> str:
-        """The kind of step that is due: on words alone, with tied layers, or with every layer as at inference."""
-        if self.global_step < self.objective.words_only * self.max_steps:
-            return WORDS
-        return EXACT if self.global_step >= self.objective.exact_from * self.max_steps else TIED
+    def words_due(self) -> bool:
+        return self.global_step < self.objective.words_only * self.max_steps
+
+    @property
+    def exact_due(self) -> bool:
+        return self.global_step >= self.objective.exact_from * self.max_steps
+
+    @property
+    def pairs_due(self) -> bool:
+        objective = self.objective
+        return bool(objective.invariance or objective.independence) and self.global_step % objective.pairs_every == 0
+
+    @property
+    def kind_of_step(self) -> str:
+        """For `escdiff.training.speed`: steps of one kind cost the same."""
+        return f"words {self.words_due}, exact {self.exact_due}, pairs {self.pairs_due}"
 
     def on_fit_start(self) -> None:
         if self.backbone.device != self.device:
@@ -104,7 +114,7 @@ class EncoderModule(L.LightningModule):
         objective, space, backbone = self.objective, self.encoder.space, self.backbone
         texts, dropped = self.drop(batch["prompt"])
         features = self.features(batch)
-        if self.phase == WORDS and "shape_words" in batch:
+        if self.words_due and "shape_words" in batch:
             return self.words_step(batch, features)
         residuals = {a: self.encoder.residuals(a, features[a], dropped[a]) for a in ATTRIBUTES}
         timesteps, stage = draw_timesteps(len(texts), objective.draws, objective.high_noise_bias, space, self.device)
@@ -163,10 +173,9 @@ class EncoderModule(L.LightningModule):
 
     def features(self, batch: dict[str, Any]) -> dict[str, Tensor]:
         """Head features (B, F) of the references, and "target_{attribute}" where pairs are due."""
-        encoder, objective, count = self.encoder, self.objective, len(batch["prompt"])
+        encoder, count = self.encoder, len(batch["prompt"])
         shown = {name: self.drop_masks(batch[name]) for name in MASKS if name in batch}
-        wanted = (objective.invariance or objective.independence) and self.global_step % objective.pairs_every == 0
-        pairs = wanted and ("pixels" in batch or "target_tokens" in batch)
+        pairs = self.pairs_due and ("pixels" in batch or "target_tokens" in batch)
         # The target in the middle: each filter reads reference and target in one call, without a copy.
         target, of_target = (("target",), ("mask",)) if pairs else ((), ())
         tokens, end = self.tokens(batch, ("shape", *target, "appearance")), count * (1 + len(target))
@@ -201,7 +210,7 @@ class EncoderModule(L.LightningModule):
             vectors = {name: value[rows, :, stage].unsqueeze(2) for name, value in vectors.items()}
         if self.encoder.config.placement == "states":  # the text encoder reads one row per prompt in any case
             return self.backbone.prompts.encode(texts, vectors)[:, :, 0]
-        cells = 0 if self.phase == EXACT else self.objective.cells
+        cells = 0 if self.exact_due else self.objective.cells
         return encode_tied(self.backbone.prompts, texts, vectors, cells)
 
     def latents(self, batch: dict[str, Any]) -> Tensor:
@@ -278,9 +287,8 @@ def build(config: Any):
     from escdiff.training.options import export_folder, option
 
     backbone = make_backbone(config)
-    data = make_data(config, backbone)
     encoder = make_encoder(config, backbone)
-    data.tokens = store_tokens(config, encoder)
+    data = make_data(config, backbone, store_tokens(config, encoder))
     module = EncoderModule(
         encoder, backbone, make_objective(config), config.optim.lr, config.trainer.max_steps,
         option(config, "optim.warmup", 200), option(config, "optim.weight_decay", 0.01),

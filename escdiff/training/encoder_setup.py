@@ -22,7 +22,7 @@ from escdiff.encoder.vision import load_vision
 from escdiff.errors import UserError
 from escdiff.training.encoder_module import Objective
 from escdiff.training.feeding import ensure_latents, ensure_tokens
-from escdiff.training.options import option, to_plain
+from escdiff.training.options import option, own_device, to_plain
 from escdiff.training.regions import compile_regions
 
 PREVIEWS = 6
@@ -89,8 +89,8 @@ class PhotoData(PhotoDataModule):
         return _first(next(iter(self.train_dataloader())), PREVIEWS)
 
 
-def make_data(config: Any, backbone: Backbone):
-    """Still Life with cached latents, or photos, by what `data.root` holds."""
+def make_data(config: Any, backbone: Backbone, tokens: str | None = None):
+    """Still Life with cached latents, and tokens if a key is given; or photos; by what `data.root` holds."""
     root, batch_size = config.data.root, config.data.batch_size
     common = {
         "batch_size": batch_size,
@@ -108,10 +108,10 @@ def make_data(config: Any, backbone: Backbone):
     key = None
     if _wants_cache(config):
         key = vae_key(backbone.vae, index.options["size"])
-        ensure_latents(root, backbone.vae, backbone.moments, key)
+        ensure_latents(root, backbone.vae, backbone.moments, key, own_device(config))
     cast(config, backbone)
     shares = _given(config, "one_reference", "shape_only", "appearance_only", "reframed", "val_fraction")
-    return SwapData(root, latents=key, **common, **shares)
+    return SwapData(root, latents=key, tokens=tokens, **common, **shares)
 
 
 def store_tokens(config: Any, encoder: ConceptEncoder) -> str | None:
@@ -120,7 +120,7 @@ def store_tokens(config: Any, encoder: ConceptEncoder) -> str | None:
     Raises:
         UserError: photos, whose references are not known beforehand; see also `escdiff.data.tokens.encode_tokens`.
     """
-    if not _auto("tokens", option(config, "data.tokens")):
+    if option(config, "data.tokens") != "auto":
         return None
     root = config.data.root
     index = ShardStore(root).index()
@@ -128,8 +128,10 @@ def store_tokens(config: Any, encoder: ConceptEncoder) -> str | None:
         what = f"data.tokens=auto given with photos ({root}), whose references are drawn anew at every visit"
         raise UserError(f"{what}; set data.tokens=null")
     packing = Packing.of(encoder)
-    key = f"{model_key(encoder.vision, index.options['size'])}-{packing.name}"
-    ensure_tokens(root, encoder.vision, lambda pixels: packing.pack(encoder.tokens(pixels)), key, packing.values)
+    vision = encoder.vision
+    key = f"{model_key(vision, index.options['size'])}-{vision.fingerprint()}-{packing.name}"
+    encode = lambda pixels: packing.pack(encoder.tokens(pixels))  # noqa: E731
+    ensure_tokens(root, vision, encode, key, packing.values, own_device(config))
     return key
 
 
@@ -151,13 +153,7 @@ def _cached(root: Any, index: Index, backbone: Backbone, size: int) -> str | Non
 
 
 def _wants_cache(config: Any) -> bool:
-    return _auto("latents", getattr(config.data, "latents", "auto"))  # null means without one
-
-
-def _auto(name: str, value: str | None) -> bool:
-    if value not in (None, "auto"):
-        raise UserError(f"data.{name}={value} given; expected auto (a cache, made where it is missing) or null")
-    return value == "auto"
+    return getattr(config.data, "latents", "auto") == "auto"  # null means without one
 
 
 def _given(config: Any, *names: str) -> dict[str, Any]:

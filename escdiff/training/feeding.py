@@ -1,13 +1,13 @@
 """Training data for the loop: rendered if it is not there, and continued where a stopped run left off."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import lightning as L
-import torch
 from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
@@ -60,8 +60,6 @@ def ensure_data(config: Any) -> None:
     if is_address(config.data.root):
         return  # never made here
     root = expand(config.data.root)
-    if _finished(root):
-        return
     _on_rank_zero(partial(_render, config, root), partial(_finished, root))
 
 
@@ -78,11 +76,12 @@ def _render(config: Any, root: Path) -> None:
     make_still_life(root, option(config, "data.num_samples", 20_000), options, option(config, "data.render_workers", 0))
 
 
-def ensure_latents(root: str, vae: nn.Module, moments: Callable[[Tensor], Tensor], key: str) -> None:
+def ensure_latents(root: str, vae: nn.Module, moments: Callable[[Tensor], Tensor], key: str, device: str) -> None:
     """Encode the pictures of a data set that are not yet in its cache; rank zero does, the others wait.
 
     Args:
         moments, key: of `vae`, see `escdiff.data.latents.encode_dataset`.
+        device: where to; the model comes back from there.
 
     Raises:
         UserError: no finished data set there, or a shard is damaged.
@@ -90,32 +89,38 @@ def ensure_latents(root: str, vae: nn.Module, moments: Callable[[Tensor], Tensor
     folder = expand(root)
 
     def make() -> None:
-        encode_dataset(folder, moments, key, device=_to_device(vae))
+        with _lent(vae, device):
+            encode_dataset(folder, moments, key, device=device)
 
     _on_rank_zero(make, lambda: not missing(folder, Index.load(folder), key))
 
 
-def ensure_tokens(root: str, vision: nn.Module, encode_fn: Callable[[Tensor], Tensor], key: str, values: int) -> None:
+def ensure_tokens(
+    root: str, vision: nn.Module, encode_fn: Callable[[Tensor], Tensor], key: str, values: int, device: str
+) -> None:
     """The same for a vision tower's tokens; arguments and errors as of `escdiff.data.tokens.encode_tokens`."""
 
     def make() -> None:
-        encode_tokens(root, encode_fn, key, values, device=_to_device(vision))
+        with _lent(vision, device):
+            encode_tokens(root, encode_fn, key, values, device)
 
     _on_rank_zero(make, lambda: not tokens_missing(root, key))
 
 
-def _to_device(model: nn.Module) -> str:
-    """Where rank zero encodes; the others leave its GPU alone."""
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+@contextmanager
+def _lent(model: nn.Module, device: str) -> Iterator[None]:
+    home = next(model.parameters()).device
     model.to(device)
-    return device
+    try:
+        yield
+    finally:
+        model.to(home)
 
 
-def _on_rank_zero(make: Callable[[], Any], done: Callable[[], bool]) -> None:
-    if rank_zero_only.rank == 0:
-        make()
-        return
+def _on_rank_zero(make: Callable[[], None], done: Callable[[], bool]) -> None:
     while not done():
+        if rank_zero_only.rank == 0:
+            return make()
         time.sleep(2)
 
 

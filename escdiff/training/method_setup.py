@@ -13,7 +13,7 @@ from escdiff.methods import Method, make_method
 from escdiff.pipeline import generate
 from escdiff.training.encoder_setup import cast, make_backbone, make_data
 from escdiff.training.method_module import MethodModule
-from escdiff.training.options import export_folder, option, to_plain
+from escdiff.training.options import export_folder, option, own_device, to_plain
 from escdiff.training.references import Prior, ReferenceData, References, encode
 
 PRIOR_STEPS, PRIOR_GUIDANCE, PRIOR_WEIGHT, PRIOR_COUNT = 25, 5.0, 1.0, 16
@@ -31,8 +31,7 @@ def build(config: Any):
     if settings is None:
         raise UserError("recipe=method given without a method; expected method=NAME, such as method=xti")
     backbone = make_backbone(config)
-    if torch.cuda.is_available() and option(config, "trainer.accelerator", "auto") in ("auto", "gpu", "cuda"):
-        backbone.to("cuda")  # references are encoded and priors painted before Lightning moves anything
+    backbone.to(own_device(config))  # references are encoded and priors painted before Lightning moves anything
     method = make_method(to_plain(settings), backbone).to(backbone.device)
     if (init := option(config, "init")) and not method.encodes:
         raise UserError(f"init={init} given, but {type(method).__name__} learns nothing beforehand; leave it out")

@@ -3,11 +3,14 @@
 `escdiff.cli` owns the schema and stands on a higher floor, so trainings never import it.
 """
 
+import os
 from collections.abc import Mapping
 from dataclasses import asdict, is_dataclass
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+
+import torch
 
 
 def option(config: Any, name: str, default: Any = None) -> Any:
@@ -23,6 +26,13 @@ def option(config: Any, name: str, default: Any = None) -> Any:
 def export_folder(config: Any) -> Path:
     """Where the result of a training goes."""
     return Path(option(config, "export") or Path(config.run_dir) / "export").expanduser()
+
+
+def own_device(config: Any) -> str:
+    """Where this process computes before Lightning has moved anything."""
+    if not torch.cuda.is_available() or option(config, "trainer.accelerator", "auto") not in ("auto", "gpu", "cuda"):
+        return "cpu"
+    return f"cuda:{os.environ.get('LOCAL_RANK') or os.environ.get('SLURM_LOCALID') or 0}"
 
 
 def to_plain(config: Any) -> Any:

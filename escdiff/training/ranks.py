@@ -17,7 +17,7 @@ from torch.distributed import TCPStore
 
 BEAT = 2.0  # seconds between heartbeats
 SILENCE = 20.0  # seconds without one after which a rank counts as dead
-PATIENT = 10  # so much longer is waited while pictures are painted, and before the first step is done (compilation)
+PATIENT = 10  # so much longer is waited before the first step is done, and while something compiles or is painted
 FAILED = "failed"
 log = logging.getLogger(__name__)
 
@@ -61,6 +61,12 @@ class RankWatch(L.Callback):
             return
         self._thread = threading.Thread(target=self._watch, daemon=True)
         self._thread.start()
+        from torch._dynamo.callback import callback_handler  # a second's import, which one process alone is spared
+
+        callback_handler.register_start_callback(self._compiling)
+
+    def _compiling(self, *_: Any) -> None:
+        self.mark("compiling")
 
     def on_train_batch_start(self, *_: Any) -> None:
         self.mark("forward pass")
@@ -117,7 +123,7 @@ class RankWatch(L.Callback):
         return None
 
     def _limit(self, places: dict[int, list[str]]) -> float:
-        slow = any(int(steps) == 0 or phase.startswith("saving") for _, steps, phase in places.values())
+        slow = any(int(steps) == 0 or phase.startswith(("saving", "compiling")) for _, steps, phase in places.values())
         return self.seconds * 0.6 * (PATIENT if slow else 1)
 
     @staticmethod

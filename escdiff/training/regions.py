@@ -7,6 +7,7 @@ have hooks that give each its own conditioning.
 
 import os
 import shutil
+from types import MethodType
 
 import torch
 from diffusers.models.attention import FeedForward
@@ -31,18 +32,19 @@ def compile_regions(unet: nn.Module, backend: str = "inductor") -> int:
     found = [os.environ.get("CXX"), *map(shutil.which, COMPILERS)]
     if backend == "inductor" and not any(found):
         raise UserError("backbone.compile=true given without a C++ compiler; install g++, or leave it false")
-    regions = [part for part in unet.modules() if isinstance(part, REGIONS)]
+    regions = [part for part in unet.modules() if type(part) in REGIONS]
     limits = torch._dynamo.config
     limits.recompile_limit = max(limits.recompile_limit, 2 * len(regions))  # they share their classes' code
+    forward = {kind: _in_training(kind.forward, backend) for kind in REGIONS}
     for region in regions:
-        region.forward = _in_training(region.forward, backend)
+        region.forward = MethodType(forward[type(region)], region)
     return len(regions)
 
 
 def _in_training(eager, backend: str):
     compiled = torch.compile(eager, dynamic=False, backend=backend)
 
-    def forward(*args, **kwargs):
-        return (compiled if torch.is_grad_enabled() else eager)(*args, **kwargs)
+    def forward(region, *args, **kwargs):
+        return (compiled if torch.is_grad_enabled() else eager)(region, *args, **kwargs)
 
     return forward

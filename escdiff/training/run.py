@@ -63,6 +63,9 @@ def _train(config: Any, callbacks: Sequence[L.Callback], folder: RunFolder) -> N
     resume = option(config, "resume", True)
     if not resume:
         folder.check_fresh()
+    if config.recipe != "encoder" and (tokens := option(config, "data.tokens")):
+        what = f"data.tokens={tokens} given with recipe={config.recipe}, which runs the vision tower or has none"
+        raise UserError(f"{what}; leave it out")
     if threads := option(config, "trainer.threads"):
         torch.set_num_threads(threads)
     if not option(config, "data.references"):

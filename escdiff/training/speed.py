@@ -42,16 +42,16 @@ class Speed(L.Callback):
     """Counts between two reports. Per rank: samples per second, shares of the time spent waiting and saving.
 
     The share of the matrix rate is the floating-point operations of matrix products and convolutions in a step, the
-    optimizer's among them (torch.utils.flop_counter, two to a multiplication and addition), against those that this
-    device did per second in one large matrix product at the start, in the training's own precision. A module whose
-    steps are of several kinds names the kind at hand in its `phase`; each is counted when it begins.
+    optimizer's among them unless steps are accumulated (torch.utils.flop_counter, two to a multiplication and
+    addition), against those that this device did per second in one large matrix product at the start, in the
+    training's own precision. A module whose steps are of several kinds names the one at hand in its `kind_of_step`.
     """
 
     def __init__(self, batch_size: int) -> None:
         self.batch_size, self.clock = batch_size, Clock()
         self.matrix_rate: float | None = None
         self._counter: FlopCounterMode | None = None
-        self._flops, self._counted, self._phase = 0, -1, None
+        self._flops, self._counted, self._kind = {}, -1, ""
         self._reset()
 
     def _reset(self) -> None:
@@ -66,23 +66,24 @@ class Speed(L.Callback):
 
     def on_train_batch_start(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
         # The counter takes products apart, which changes their last bits: a resumed run must count the same steps.
-        step, phase = trainer.global_step, getattr(pl_module, "phase", None)
-        due = step % (COUNT_EVERY * trainer.log_every_n_steps) == 0 or phase != self._phase
+        step, self._kind = trainer.global_step, getattr(pl_module, "kind_of_step", "")
+        due = step % (COUNT_EVERY * trainer.log_every_n_steps) == 0 or self._kind not in self._flops
         if due and step != self._counted:
-            self._counted, self._phase = step, phase
+            self._counted = step
             self._counter = FlopCounterMode(display=False)
             self._counter.__enter__()
 
     def state_dict(self) -> dict[str, Any]:
-        return {"flops": self._flops, "phase": self._phase}
+        return {"flops": dict(self._flops)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self._flops, self._phase = state_dict["flops"], state_dict.get("phase")
+        if isinstance(state_dict["flops"], dict):  # a number, before steps were told apart
+            self._flops = state_dict["flops"]
 
     def on_train_batch_end(self, *_: Any) -> None:
         if self._counter is not None:
             self._close()
-        self._batches, self._total = self._batches + 1, self._total + self._flops
+        self._batches, self._total = self._batches + 1, self._total + self._flops.get(self._kind, 0)
 
     def on_exception(self, *_: Any) -> None:
         if self._counter is not None:
@@ -90,7 +91,7 @@ class Speed(L.Callback):
 
     def _close(self) -> None:
         self._counter.__exit__(None, None, None)
-        self._flops, self._counter = self._counter.get_total_flops(), None
+        self._flops[self._kind], self._counter = self._counter.get_total_flops(), None
 
     def report(self, trainer: L.Trainer) -> dict[str, float]:
         """What was measured since the report before, of all ranks."""

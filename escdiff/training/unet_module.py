@@ -16,7 +16,7 @@ from escdiff.still_life.world import PATTERNS
 from escdiff.training import mini
 from escdiff.training.feeding import ensure_latents
 from escdiff.training.muon import Muon
-from escdiff.training.options import export_folder
+from escdiff.training.options import export_folder, own_device
 from escdiff.training.sampling import EpochSampler
 
 # How often a caption leaves something unsaid, so that the backbone knows what to do with part of a description.
@@ -108,7 +108,7 @@ def build(config):
     text = CLIPTextModel.from_pretrained(mini.part(folder, "text_encoder"), dtype=torch.float32)
     tokenizer = CLIPTokenizer.from_pretrained(mini.part(folder, "tokenizer"))
     key = vae_key(vae, mini.SIZE)
-    ensure_latents(config.data.root, vae, lambda pixels: vae.quant_conv(vae.encoder(pixels)), key)
+    ensure_latents(config.data.root, vae, lambda pixels: vae.quant_conv(vae.encoder(pixels)), key, own_device(config))
     arrays = StillLifeArrays(config.data.root)
     data = CaptionedLatents(arrays, load_latents(config.data.root, key), tokenizer, config.seed)
     module = UnetModule(

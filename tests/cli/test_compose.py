@@ -77,6 +77,8 @@ def test_groups(overrides):
         (["encoder.shape_depths=3"], ("encoder.shape_depths=3", "a list")),
         (["encoder.gates=[1]"], ("encoder.gates", "a text")),
         (["run_dir=null"], ("run_dir=None", "a text")),
+        (["data.tokens=always"], ("data.tokens=always", "null or auto")),
+        (["data.latents=no_such"], ("data.latents=no_such", "null or auto")),
     ],
 )
 def test_mistakes_give_one_sentence(overrides, words):

@@ -165,6 +165,8 @@ def test_damaged_checkpoints_are_refused_in_one_sentence(encoder, tmp_path):
 def test_depths_the_tower_lacks_are_refused(folder, tiny_backbone):
     with pytest.raises(UserError, match="depth 7 .* has 0..3"):
         build(folder, tiny_backbone, shape_depths=(7,))
+    with pytest.raises(UserError, match="depth -1 .* has 0..3"):
+        build(folder, tiny_backbone, appearance_depths=(-1, 2))
 
 
 def test_branches_switch_and_leave_the_stock_unet_bit_identical(tmp_path):

@@ -8,6 +8,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import lightning as L
+import numpy as np
 import pytest
 import ranks
 import torch
@@ -18,6 +19,8 @@ from data_prep.still_life import StillLifeOptions, make_still_life
 from escdiff.backbone import load_backbone
 from escdiff.conditioning import ConditioningSpace, bind
 from escdiff.conditioning.grid import expand, pack
+from escdiff.data.index import Index
+from escdiff.data.shards import encode_png, write_shard
 from escdiff.encoder import ConceptEncoder
 from escdiff.errors import UserError
 from escdiff.pipeline import generate
@@ -276,6 +279,48 @@ def test_feeding_layers_equals_the_packed_path(tiny_backbone, checkpointing):
     feed.remove()
 
 
+@pytest.mark.parametrize("words", [True, False])
+def test_the_last_part_of_a_training_encodes_every_layer(config, monkeypatch, words):
+    config.loss = SimpleNamespace(draws=1, cells=2, words_only=0.5, exact_from=0.0)
+    module, batch = module_of(config)
+    if not words:  # as photos have none
+        batch = {name: value for name, value in batch.items() if not name.endswith("_words")}
+    runs = []
+    encode = encoder_module.encode_tied
+    monkeypatch.setattr(encoder_module, "encode_tied", lambda *given: runs.append(given[-1]) or encode(*given))
+    monkeypatch.setattr(encoder_module.EncoderModule, "global_step", 0)
+    module.on_fit_start()
+    module.training_step(batch, 0)
+    assert runs == ([] if words else [0])
+
+
+def test_tokens_are_of_one_tower_only(config, vision, tmp_path):
+    """A tower with the same weights and another activation gives other tokens."""
+    other = shutil.copytree(vision, tmp_path / "other")
+    settings = json.loads((other / "config.json").read_text())
+    (other / "config.json").write_text(json.dumps({**settings, "hidden_act": "relu"}))
+    config.data.tokens = "auto"
+    keys = []
+    for folder in (vision, other):
+        config.encoder.vision = str(folder)
+        keys.append(encoder_module.build(config)[1].tokens)
+    assert keys[0] != keys[1] and keys[0].split("-")[0] == keys[1].split("-")[0]
+
+
+def test_tokens_are_for_the_encoder_on_still_life(config, tmp_path):
+    config.data.tokens, config.recipe = "auto", "method"
+    with pytest.raises(UserError, match=r"data.tokens=auto given with recipe=method"):
+        run.train(config)
+    config.recipe, root = "encoder", tmp_path / "photos"
+    root.mkdir()
+    picture = encode_png(np.zeros((64, 64, 3), np.uint8))
+    made = write_shard(root / "p-0.tar", [{"__key__": f"{i}", "png": picture} for i in range(8)])
+    Index("photos", shards=[made], planned=1).save(root)
+    config.data.root = str(root)
+    with pytest.raises(UserError, match=r"data.tokens=auto given with photos .*set data.tokens=null"):
+        run.train(config)
+
+
 def test_pairs_come_every_other_step(config, monkeypatch):
     module, batch = module_of(config)
     for step, expected in ((0, True), (1, False), (2, True)):
@@ -372,6 +417,3 @@ def test_trainings_on_stored_tokens_resume_exactly(config, tmp_path):
     parts = checkpoint(config)
     assert all(torch.equal(value, parts["state_dict"][name]) for name, value in straight["state_dict"].items())
     assert (tmp_path / "parts" / "samples" / "step-000000006.png").is_file()  # painted from pictures all the same
-    config.data.tokens = "always"
-    with pytest.raises(UserError, match=r"data.tokens=always given; expected auto"):
-        run.train(config)

@@ -5,6 +5,7 @@ import os
 import signal
 import time
 from functools import partial
+from types import SimpleNamespace
 
 import lightning as L
 import pytest
@@ -104,3 +105,22 @@ def test_one_rank_ends_the_others_naming_it(config, tmp_path, kind, rank, words)
     assert code == 1
     assert words in (tmp_path / f"rank{other}.txt").read_text()
     assert not any(map(checkpoint_io.damage, checkpoint_io.saved(tmp_path / "run" / "checkpoints")))
+
+
+def test_compiling_is_waited_for():
+    strategy = SimpleNamespace(
+        cluster_environment=SimpleNamespace(main_address="localhost"), broadcast=lambda value: value,
+        reduce_boolean_decision=lambda decision, all: decision,
+    )  # fmt: skip
+    rank = watch.RankWatch(60.0)
+    rank.on_train_start(SimpleNamespace(world_size=2, global_rank=0, strategy=strategy), None)
+    try:
+        rank.steps, limit = 5, 60.0 * 0.6
+        rank.on_train_batch_start()
+        assert rank._limit({0: ["1", "5", rank.phase]}) == limit
+        torch.compile(lambda x: x + 1, backend="eager")(torch.ones(1))
+        assert rank.phase == "compiling" and rank._limit({0: ["2", "5", rank.phase]}) == 10 * limit
+        rank.on_before_backward()
+        assert rank._limit({0: ["3", "5", rank.phase]}) == limit
+    finally:
+        rank.on_train_end()

@@ -36,6 +36,10 @@ def test_compiled_regions_compute_the_same(tiny_backbone, channels_last):
     graphs = counters["stats"]["unique_graphs"]
     assert 2 <= graphs < 38 and not counters["graph_break"]  # equal regions share a graph
     assert set(unet.state_dict()) == names
+    other = copy.deepcopy(unet)
+    for parameter in other.parameters():
+        parameter.data.zero_()
+    assert not gradient(other, space)[0].any()  # its own weights
     with torch.no_grad():
         unet(torch.randn(1, 8, 16, 16), 5, encoder_hidden_states=torch.randn(1, 77, 32))
     assert counters["stats"]["unique_graphs"] == graphs  # pictures in between compile nothing
