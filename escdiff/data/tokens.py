@@ -23,9 +23,9 @@ from escdiff.data.latents import cache_file, encode_dataset, missing, pictures_o
 from escdiff.data.views import reframe
 from escdiff.errors import UserError
 
-PLAIN, FRAMED = "plain", "framed"
+SEED = 71  # of the framings; another one whenever `reframe` does something else
+PLAIN, FRAMED = "plain", f"framed{SEED}"
 VIEWS, NAME = (PLAIN, FRAMED), "tokens"
-SEED = 71  # of the framings
 
 
 def own_framing(picture: Tensor, row: int) -> Tensor:
@@ -96,7 +96,8 @@ class StoredTokens:
                     os.posix_fadvise(file.fileno(), offset, found[0].nbytes, os.POSIX_FADV_WILLNEED)
             for row, (file, offset) in zip(found, places, strict=True):
                 file.seek(offset)
-                file.readinto(row)
+                if file.readinto(row) != row.nbytes:
+                    raise UserError(f"{file.name} ends too early; delete it and start with data.tokens=auto again")
         return torch.from_numpy(found)
 
     def _place(self, files: ExitStack, row: int, framed: bool) -> tuple[BinaryIO, int]:

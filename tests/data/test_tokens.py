@@ -1,5 +1,6 @@
 """The cache of a tower's tokens, and the batches made of it."""
 
+import os
 import shutil
 from types import SimpleNamespace
 
@@ -81,6 +82,15 @@ def test_checkpoints_with_and_without_tokens_are_told_apart(folder, caplog):
     live = module(folder, tokens=None)
     live.load_state_dict(module(folder).state_dict())
     assert live.place == (1, 0) and "tokens was 'k', is None" in caplog.text
+
+
+def test_a_file_cut_short_is_told(folder, tmp_path):
+    folder = shutil.copytree(folder, tmp_path / "world")
+    stored = StoredTokens(folder, "k")
+    for path in (folder / "clip" / "k-plain").iterdir():
+        os.truncate(path, path.stat().st_size - 1)
+    with pytest.raises(UserError, match=r"k-plain/.* ends too early"):
+        stored([31], [False])
 
 
 def test_a_stopped_encoding_goes_on(still_life_folder, tmp_path):
