@@ -8,6 +8,7 @@ import io
 import json
 import os
 from collections.abc import Iterable, Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from webdataset.writer import TarWriter
 from escdiff.data import schema
 from escdiff.data.images import MAX_PIXELS, decode_image
 from escdiff.data.index import Index, Shard, commit, sha256, temporary_beside
-from escdiff.data.tar import Damage, read_entries
+from escdiff.data.tar import Damage, everything, read_entries
 from escdiff.errors import UserError
 
 
@@ -63,16 +64,25 @@ def write_shard(path: Path, samples: Iterable[dict[str, Any]]) -> Shard:
     return Shard(path.name, count, size, digest)
 
 
-def read_raw(path: str | os.PathLike, on_damage: Damage | None = None) -> Iterator[dict[str, Any]]:
-    """The samples of one shard as webdataset dicts of bytes, in order.
+def read_raw(path: str | os.PathLike, on_damage: Damage | None = None, first: int = 0) -> Iterator[dict[str, Any]]:
+    """The samples of one shard as webdataset dicts of bytes, in order, from number `first` on.
 
-    With `on_damage` a damaged place is noted and reading goes on with the next sample; without it raises.
+    With `on_damage` a damaged place is noted and reading goes on with the next sample; without it raises. Of the
+    samples before `first` only the names are read.
 
     Raises:
         UserError: the shard is missing, truncated, damaged or no tar; names it.
     """
     path = Path(path)
-    entries = read_entries(path, on_damage)
+    last, number = None, -1
+
+    def wanted(name: str) -> bool:
+        nonlocal last, number
+        if _wanted(name) and (key := tariterators.base_plus_ext(name)[0]) != last:
+            last, number = key, number + 1
+        return number >= first
+
+    entries = read_entries(path, on_damage, wanted=wanted if first else everything)
     files = ({"fname": n, "data": d, "__url__": str(path)} for n, d in entries if _wanted(n))
 
     def twice(error: BaseException) -> bool:
@@ -82,7 +92,8 @@ def read_raw(path: str | os.PathLike, on_damage: Damage | None = None) -> Iterat
         return True
 
     try:
-        yield from tariterators.group_by_keys(files, handler=twice if on_damage else reraise_exception)
+        samples = tariterators.group_by_keys(files, handler=twice if on_damage else reraise_exception)
+        yield from islice(samples, first, None)
     except ValueError as error:
         if isinstance(error, UserError):
             raise

@@ -3,15 +3,21 @@
 import hashlib
 import os
 import shutil
+from collections.abc import Iterable, Iterator
+from itertools import islice
 from pathlib import Path
+from typing import Any
+from uuid import uuid4
 
 import fsspec
 
 from escdiff.data.images import expand
 from escdiff.data.index import FILE, Index, Shard, commit, sha256
+from escdiff.data.shards import read_raw
 from escdiff.errors import UserError
 
 CACHE = "~/.cache/escdiff/shards"
+TRIES = 3  # to open a shard that others may take away
 
 
 def is_address(root: str | os.PathLike) -> bool:
@@ -26,7 +32,8 @@ class ShardStore:
     Args:
         root: folder, or address such as "s3://bucket/photos".
         cache: folder for what is fetched.
-        cache_gb: when the cache grows beyond it, shards not used for longest go; 0 keeps all.
+        cache_gb: when the cache grows beyond it, shards not used for longest go, from the disk when nobody has them
+            open any more; 0 keeps all.
     """
 
     def __init__(self, root: str | os.PathLike, cache: str | os.PathLike = CACHE, cache_gb: float = 0.0) -> None:
@@ -75,6 +82,22 @@ class ShardStore:
         self._fetch(shard.name, shard)
         return path
 
+    def read(self, shard: Shard, first: int = 0) -> Iterator[dict[str, Any]]:
+        """The samples of a shard from number `first` on, see `escdiff.data.shards.read_raw`.
+
+        Fetched again where another process made room of it before it was opened; what is open can be read on.
+        """
+        for left in range(TRIES)[::-1]:
+            samples = read_raw(self.shard(shard), first=first)
+            try:
+                yield from islice(samples, 1)
+            except UserError as error:
+                if self.address is None or not left or not isinstance(error.__cause__, FileNotFoundError):
+                    raise
+                continue
+            yield from samples
+            return
+
     def file(self, name: str) -> Path:
         """Another file of the dataset, e.g. "latents/KEY/photos-000000.safetensors"."""
         path = self.folder / name
@@ -92,7 +115,7 @@ class ShardStore:
 
     def _fetch(self, name: str, shard: Shard | None = None) -> None:
         path = self.folder / name
-        temporary = path.with_name(f".{path.name}-{os.getpid()}.tmp")
+        temporary = path.with_name(f".{path.name}-{uuid4().hex}.tmp")  # machines may share the cache
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             files, remote = fsspec.core.url_to_fs(f"{self.address}/{name}")
@@ -116,10 +139,20 @@ class ShardStore:
     def _make_room(self, coming: Shard) -> None:
         if not self.cache_gb:
             return
-        kept = sorted((p.stat().st_mtime, p.stat().st_size, p) for p in self.folder.glob("*.tar"))
+        kept = sorted(_ages(self.folder.glob("*.tar")))
         size = sum(size for _, size, _ in kept) + coming.bytes
         for _, bytes_, path in kept:
             if size <= self.cache_gb * 1e9:
                 return
             path.unlink(missing_ok=True)  # a process that has it open reads on
             size -= bytes_
+
+
+def _ages(paths: Iterable[Path]) -> Iterator[tuple[float, int, Path]]:
+    """(last use, size, path) of those that are still there."""
+    for path in paths:
+        try:
+            status = path.stat()
+        except FileNotFoundError:
+            continue
+        yield status.st_mtime, status.st_size, path

@@ -24,12 +24,13 @@ from escdiff.data.images import to_pixels
 from escdiff.data.index import Index, Shard
 from escdiff.data.latents import shard_file
 from escdiff.data.resumable import POSITION, Place, ResumableDataModule, ResumableLoader
-from escdiff.data.shards import decode, read_raw
+from escdiff.data.shards import decode
 from escdiff.data.store import CACHE, ShardStore
 from escdiff.data.views import appearance_view, shape_view
 from escdiff.errors import UserError
 
 REFERENCES = {"shape_ref": schema.SHAPE_VIEW, "appearance_ref": schema.APPEARANCE_VIEW}
+ORDER, MIXING, VIEWS = 1, 2, 3  # what random numbers are for, so that none serve twice
 LOSS_LIMIT = 0.001  # share of damaged pictures that a run tolerates
 log = logging.getLogger(__name__)
 
@@ -83,7 +84,7 @@ class PhotoStream(IterableDataset):
 
     def mixed(self, epoch: int, lane: int, turn: int) -> Iterator[dict[str, Any]]:
         """Undecoded samples of one stream, in its own order."""
-        rng = np.random.default_rng([self.seed, epoch, lane, turn])
+        rng = np.random.default_rng([self.seed, epoch, lane, turn, MIXING])
         held: list[dict[str, Any]] = []
         for sample in self._part(epoch, *self._bounds(lane, turn)):
             held.append(sample)
@@ -102,41 +103,56 @@ class PhotoStream(IterableDataset):
         return first, first + batches * of_lane[lane]
 
     def _part(self, epoch: int, first: int, end: int) -> Iterator[dict[str, Any]]:
-        """The epoch's samples from `first` up to `end`, in the order of its shards."""
-        behind = 0
-        for number in np.random.default_rng([self.seed, epoch]).permutation(len(self.shards)):
+        """The epoch's samples from `first` up to `end`, in the order of its shards.
+
+        An epoch that leaves a remainder begins anywhere within that order, which it takes round.
+        """
+        rng = np.random.default_rng([self.seed, epoch, ORDER])
+        order, behind = rng.permutation(len(self.shards)), 0
+        if self.index.samples % (self.batch_size * self.world):
+            shift = int(rng.integers(self.index.samples))
+            first, end = first + shift, end + shift
+        for number in (*order, *order):
             shard = self.shards[number]
             start, behind = behind, behind + shard.samples
-            if behind <= first or start >= end:
-                continue
-            rows = range(max(first - start, 0), min(end, behind) - start)
-            found = enumerate(read_raw(self.store.shard(shard)))
-            count = 0
-            for row, sample in islice(found, rows.start, rows.stop):
-                yield {**sample, "__shard__": number, "__row__": row}
-                count += 1
-            if count < len(rows):
-                what = f"{rows.start + count} samples, the index says {shard.samples}"
-                raise UserError(f"shard {shard.name} of {self.store} holds {what}; make or copy it again")
+            if behind > first and start < end:
+                yield from self._samples(number, range(max(first - start, 0), min(end, behind) - start))
+
+    def _samples(self, number: int, rows: range) -> Iterator[dict[str, Any]]:
+        shard, count = self.shards[number], 0
+        for sample in islice(self.store.read(shard, rows.start), len(rows)):
+            yield {**sample, "__shard__": number, "__row__": rows.start + count}
+            count += 1
+        if count < len(rows):
+            what = f"{rows.start + count} samples, the index says {shard.samples}"
+            raise UserError(f"shard {shard.name} of {self.store} holds {what}; make or copy it again")
 
     def _batch(self, raws: dict[int, dict], epoch: int, b: int, losses: "_Losses") -> dict[str, Any]:
         items: list[dict[str, Any]] = []
         for g, raw in raws.items():
-            rng = np.random.default_rng([self.seed, epoch, b, g])
+            seeds = [self.seed, epoch, b, g, VIEWS]
             try:
-                items.append(self._item(raw, rng))
+                items.append(self._item(raw, np.random.default_rng(seeds)))
                 losses.seen += 1
             except UserError as error:
-                losses.note(error)  # another sample of the batch takes its place, so that places stay right
-        if not items:
-            raise UserError(f"no picture of a whole batch can be read, the last in {raw['__url__']}")
-        items += [items[i % len(items)] for i in range(len(raws) - len(items))]
+                losses.note(error)
+                items.append(self._item(self._stand_in(epoch), np.random.default_rng(seeds)))
         batch: dict[str, Any] = {name: [item[name] for item in items] for name in items[0]}
         batch = {k: torch.stack(v) if isinstance(v[0], Tensor) else v for k, v in batch.items()}
         for attribute in ("shape", "appearance"):
             batch[f"uses_{attribute}"] = torch.tensor([prompts.uses(p, attribute) for p in batch["prompt"]])
         batch[POSITION] = (epoch, b + 1)
         return batch
+
+    def _stand_in(self, epoch: int) -> dict[str, Any]:
+        """What takes the place of damaged samples, the same for all ranks and runs: the epoch's first good one."""
+        for raw in self._part(epoch, 0, self.index.samples):
+            try:
+                self._item(raw, np.random.default_rng(0))
+                return raw
+            except UserError:
+                continue
+        raise UserError(f"no picture of {self.store} can be read; make the shards again")
 
     def _item(self, raw: dict[str, Any], rng: np.random.Generator) -> dict[str, Any]:
         wanted = (*schema.IMAGES, schema.META, schema.MASK, schema.SHAPE_VIEW, schema.APPEARANCE_VIEW)
@@ -244,9 +260,22 @@ class PhotoDataModule(ResumableDataModule):
 
     def train_dataloader(self) -> DataLoader:
         stream = self.stream()
+        self._warn(stream)
         place = {"module": self, "cursor": stream, "steps": stream.steps}
         # Workers start afresh each epoch, since they learn the start only then.
         return ResumableLoader(stream, batch_size=None, num_workers=self.num_workers, **place)
+
+    def _warn(self, stream: PhotoStream) -> None:
+        (lanes, turns), world, workers = self.layout, stream.world, max(self.num_workers, 1)
+        if world > lanes or workers > turns:
+            what = f"the run began with {lanes} ranks x {turns} workers and goes on with {world} x {workers}"
+            log.warning("%s: to keep the order, they read what others take, too; a new run reads faster", what)
+        elif lanes * turns > 2 * world * workers:
+            count = -(-lanes // world) * -(-turns // workers)
+            log.warning("every worker reads %d streams, as many as the run began with, each with its buffer", count)
+        if lanes * turns > len(stream.shards):
+            what = f"{len(stream.shards)} shards for {lanes * turns} streams (ranks x workers)"
+            log.warning("%s: several read the same; smaller shards would be read once", what)
 
 
 class _Losses:

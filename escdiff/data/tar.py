@@ -20,14 +20,22 @@ MAX_ENTRY = 1_000_000_000  # bytes
 Damage = Callable[[int, str], None]  # (byte offset in the file, what is wrong there)
 
 
+def everything(name: str) -> bool:
+    return True
+
+
 def read_entries(
-    path: str | os.PathLike, on_damage: Damage | None = None, max_bytes: int = MAX_ENTRY
+    path: str | os.PathLike,
+    on_damage: Damage | None = None,
+    max_bytes: int = MAX_ENTRY,
+    wanted: Callable[[str], bool] = everything,
 ) -> Iterator[tuple[str, bytes]]:
     """(name, content) of the regular files in an uncompressed tar, in order; nothing is extracted.
 
     Args:
         on_damage: takes note of each damaged place, after which reading goes on; without it damage raises.
         max_bytes: larger entries count as damage and are not read.
+        wanted: asked for every name; where it says no, the content is empty, and its bytes are not read.
 
     Raises:
         UserError: the file cannot be read, is no plain tar, or is damaged.
@@ -45,13 +53,13 @@ def read_entries(
             if not size:
                 note(0, "an empty file")
             while start is not None and start < size:
-                last = yield from _stretch(file, start, size, note, max_bytes)
+                last = yield from _stretch(file, start, size, note, max_bytes, wanted)
                 start = None if last is None else _next_header(file, last + 1, size)
     except OSError as error:
         raise UserError(f"shard {path} cannot be read to its end ({error.strerror}); make or copy it again") from error
 
 
-def _stretch(file: BinaryIO, start: int, size: int, note: Damage, max_bytes: int):
+def _stretch(file: BinaryIO, start: int, size: int, note: Damage, max_bytes: int, wanted: Callable[[str], bool]):
     """The entries from a header on; returns None at a proper end, at damage the offset of the last header.
 
     Reading goes on behind that and not behind its entry: where bytes are missing, an entry takes its
@@ -71,7 +79,7 @@ def _stretch(file: BinaryIO, start: int, size: int, note: Damage, max_bytes: int
                     note(info.offset, f"an entry of {info.size} bytes, more than the limit of {max_bytes}")
                 elif info.isreg():
                     file.seek(info.offset_data)
-                    yield info.name, file.read(info.size)
+                    yield info.name, file.read(info.size) if wanted(info.name) else b""
             position = max(position, tar.offset)  # where tarfile saw the end
     except UserError:
         raise

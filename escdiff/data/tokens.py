@@ -85,12 +85,11 @@ class StoredTokens:
         self._firsts = np.cumsum([0, *(shard.samples for shard in self._shards)])
         with safe_open(cache_file(self.folder, NAME, f"{key}-{PLAIN}", self._shards[0]), "pt") as file:
             self.values = file.get_slice(NAME).get_shape()[1]
-        self._files: dict[tuple[int, bool], tuple[Path, int]] = {}
 
     def __call__(self, rows: Sequence[int], framed: Sequence[bool]) -> Tensor:
+        found = np.empty((len(rows), self.values), np.float16)
         with ExitStack() as files:
-            places = [self._place(files, int(row), bool(view)) for row, view in zip(rows, framed, strict=True)]
-            found = np.empty((len(places), self.values), np.float16)
+            places = self._places(files, rows, framed)
             for file, offset in places:
                 if hasattr(os, "posix_fadvise"):  # the disk works on all rows at once; mapped files read them by pages
                     os.posix_fadvise(file.fileno(), offset, found[0].nbytes, os.POSIX_FADV_WILLNEED)
@@ -100,16 +99,20 @@ class StoredTokens:
                     raise UserError(f"{file.name} ends too early; delete it and start with data.tokens=auto again")
         return torch.from_numpy(found)
 
-    def _place(self, files: ExitStack, row: int, framed: bool) -> tuple[BinaryIO, int]:
-        """The file of a row, and where in it the row begins."""
-        number = int(np.searchsorted(self._firsts, row, "right")) - 1
-        if (number, framed) not in self._files:
-            path = cache_file(self.folder, NAME, f"{self.key}-{VIEWS[framed]}", self._shards[number])
-            with open(path, "rb") as file:  # safetensors: the header's length, the header, the one tensor
-                self._files[number, framed] = path, 8 + int.from_bytes(file.read(8), "little")
-        path, start = self._files[number, framed]
-        offset = start + 2 * self.values * (row - int(self._firsts[number]))
-        return files.enter_context(open(path, "rb", buffering=0)), offset
+    def _places(self, files: ExitStack, rows: Sequence[int], framed: Sequence[bool]) -> list[tuple[BinaryIO, int]]:
+        """Of each row the file, opened once, and where in it the row begins."""
+        opened: dict[tuple[int, bool], tuple[BinaryIO, int]] = {}
+        places = []
+        numbers = np.searchsorted(self._firsts, rows, "right") - 1
+        for row, number, view in zip(rows, numbers.tolist(), map(bool, framed), strict=True):
+            if (number, view) not in opened:
+                path = cache_file(self.folder, NAME, f"{self.key}-{VIEWS[view]}", self._shards[number])
+                file = files.enter_context(path.open("rb", buffering=0))
+                # safetensors: the header's length, the header, the one tensor
+                opened[number, view] = file, 8 + int.from_bytes(file.read(8), "little")
+            file, start = opened[number, view]
+            places.append((file, start + 2 * self.values * int(row - self._firsts[number])))
+        return places
 
 
 def _framed(folder: Path, index: Index, batch_size: int, shard: Shard) -> Iterator[Tensor]:

@@ -17,7 +17,8 @@ from torch.distributed import TCPStore
 
 BEAT = 2.0  # seconds between heartbeats
 SILENCE = 20.0  # seconds without one after which a rank counts as dead
-PATIENT = 10  # so much longer is waited before the first step is done, and while something compiles or is painted
+PATIENT = 10  # so much longer is waited before the first step is done, and in the phases of `SLOW`
+SLOW = ("saving", "compiling", "starting")  # how those phases begin
 FAILED = "failed"
 log = logging.getLogger(__name__)
 
@@ -33,7 +34,7 @@ class RankWatch(L.Callback):
 
     def __init__(self, seconds: float = 60.0) -> None:
         self.seconds = seconds
-        self.marks, self.phase, self.steps = 0, "starting", 0
+        self.marks, self.phase, self.steps, self.compiled = 0, "starting", 0, 0
         self._stop = threading.Event()
         self._store: TCPStore | None = None
         self._thread: threading.Thread | None = None
@@ -66,7 +67,17 @@ class RankWatch(L.Callback):
         callback_handler.register_start_callback(self._compiling)
 
     def _compiling(self, *_: Any) -> None:
-        self.mark("compiling")
+        self.compiled += 1
+        self.phase = f"compiling {self.compiled}"  # no mark: ranks may compile unequally often
+
+    def _end_listening(self) -> None:
+        from torch._dynamo.callback import callback_handler
+
+        if self._compiling in callback_handler.start_callbacks:
+            callback_handler.remove_start_callback(self._compiling)
+
+    def on_train_epoch_start(self, *_: Any) -> None:
+        self.mark("starting an epoch")  # whose first shards may have to be fetched
 
     def on_train_batch_start(self, *_: Any) -> None:
         self.mark("forward pass")
@@ -83,11 +94,14 @@ class RankWatch(L.Callback):
 
     def on_train_end(self, *_: Any) -> None:
         self._stop.set()
+        if self._thread is not None:
+            self._end_listening()
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
         """Say why before leaving; a failed collective is somebody else's doing, which the thread finds out."""
         if self._thread is None:
             return
+        self._end_listening()
         if is_of_others(exception):
             self._thread.join(self.seconds)
         else:
@@ -123,7 +137,7 @@ class RankWatch(L.Callback):
         return None
 
     def _limit(self, places: dict[int, list[str]]) -> float:
-        slow = any(int(steps) == 0 or phase.startswith(("saving", "compiling")) for _, steps, phase in places.values())
+        slow = any(int(steps) == 0 or phase.startswith(SLOW) for _, steps, phase in places.values())
         return self.seconds * 0.6 * (PATIENT if slow else 1)
 
     @staticmethod

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from escdiff.data import schema
+from escdiff.data import schema, shards
 from escdiff.data.index import Index, Shard, write_atomic
 from escdiff.data.shards import (
     decode,
@@ -53,6 +53,23 @@ def test_what_is_written_is_read(tmp_path):
     assert np.array_equal(first["latent.npy"], latent) and np.array_equal(np.asarray(first["depth.png"]), depth)
     assert second["__key__"] == "b"
     assert set(next(read_shard(tmp_path / "x.tar", only=("json",)))) == {"__key__", "__url__", "json"}
+
+
+def test_reading_from_a_sample_on_reads_no_contents_before_it(folder, monkeypatch):
+    path = next(iter(sorted(folder.glob("*.tar"))))
+    whole, sizes = list(read_raw(path)), []
+    entries = shards.read_entries
+
+    def watched(*args, **options):
+        for name, data in entries(*args, **options):
+            sizes.append(len(data))
+            yield name, data
+
+    monkeypatch.setattr(shards, "read_entries", watched)
+    for first in (0, 1, len(whole) - 1, len(whole)):
+        sizes.clear()
+        assert list(read_raw(path, first=first)) == whole[first:]
+        assert sum(sizes) == sum(len(v) for sample in whole[first:] for v in sample.values() if isinstance(v, bytes))
 
 
 def test_same_samples_give_the_same_bytes(tmp_path):

@@ -23,6 +23,33 @@ def remote(tmp_path):
     files.rm("/photos", recursive=True)
 
 
+def test_a_shard_taken_away_before_it_was_opened_is_fetched_again(remote, tmp_path, monkeypatch):
+    store = ShardStore(remote[0], tmp_path / "cache")
+    shard, taken = store.index().shards[1], []
+    fetch = store.shard
+
+    def take_away(shard):
+        path = fetch(shard)
+        if len(taken) < 2:
+            taken.append(path.unlink())
+        return path
+
+    monkeypatch.setattr(store, "shard", take_away)
+    assert [sample["__key__"] for sample in store.read(shard)] == ["1"] and len(taken) == 2
+    taken.clear()
+    monkeypatch.setattr(store, "shard", lambda shard: tmp_path / "gone.tar")
+    with pytest.raises(UserError, match=r"gone.tar cannot be read"):
+        list(store.read(shard))
+
+
+def test_files_that_vanish_while_room_is_made_are_passed_over(remote, tmp_path, monkeypatch):
+    store = ShardStore(remote[0], tmp_path / "cache", cache_gb=1e-9)
+    first, second, _ = store.index().shards
+    store.shard(first)
+    (tmp_path / "cache" / store.folder.name / "gone.tar").symlink_to("nowhere")
+    assert store.shard(second).exists()
+
+
 def test_addresses_and_paths_are_told_apart(tmp_path):
     assert is_address("s3://bucket/x") and not is_address(tmp_path) and not is_address("data/photos")
     assert ShardStore(tmp_path).folder == tmp_path

@@ -1,3 +1,4 @@
+from collections import Counter
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -151,6 +152,41 @@ def test_too_few_samples_are_refused_and_shards_with_fewer_than_the_index_says(p
     index.save(tmp_path)
     with pytest.raises(UserError, match=r"photos-2.tar of .* holds 10 samples, the index says 11"):
         keys(stream(tmp_path, batch_size=41))
+
+
+def test_no_sample_is_always_left_out(photos):
+    """Of 40 samples in batches of 17 six are left out of every epoch."""
+    data, missed = stream(photos, batch_size=17), []
+    for epoch in range(40):
+        data.start = Place(epoch, 0)
+        seen = {key for batch in keys(data) for key in batch}
+        assert len(seen) == 34
+        missed += sorted({f"{s}{i:02d}" for s in range(4) for i in range(10)} - seen)
+    counts = Counter(missed)
+    assert len(counts) > 35 and max(counts.values()) < 0.6 * 40
+
+
+def test_damaged_pictures_have_one_stand_in_whoever_reads_them(tmp_path):
+    write(tmp_path, damaged={(1, 3), (2, 5)})
+    alone = together(tmp_path, 1, 0, ONE)
+    assert together(tmp_path, 8, 0, ONE) == together(tmp_path, 2, 2, ONE) == alone  # in batches of one, too
+    counts = Counter(key for batch in alone for key, _ in batch)
+    assert len(counts) == 38 and sorted(counts.values())[-2:] == [1, 3]
+
+
+def test_what_reads_more_than_it_needs_is_told(photos, caplog):
+    loader = module(photos)
+    loader._layout = Layout(2, 4)
+    loader.train_dataloader()
+    assert "every worker reads 8 streams" in caplog.text and "4 shards for 8 streams" in caplog.text
+    caplog.clear()
+    few = module(photos, num_workers=3)
+    few._layout = ONE
+    few.train_dataloader()
+    assert "began with 1 ranks x 1 workers and goes on with 1 x 3" in caplog.text
+    caplog.clear()
+    module(photos, num_workers=4).train_dataloader()
+    assert not caplog.text
 
 
 def test_damaged_pictures_are_left_out_and_named_up_to_a_limit(tmp_path, caplog):

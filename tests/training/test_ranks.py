@@ -119,8 +119,11 @@ def test_compiling_is_waited_for():
         rank.on_train_batch_start()
         assert rank._limit({0: ["1", "5", rank.phase]}) == limit
         torch.compile(lambda x: x + 1, backend="eager")(torch.ones(1))
-        assert rank.phase == "compiling" and rank._limit({0: ["2", "5", rank.phase]}) == 10 * limit
+        assert rank.phase == "compiling 1" and rank.marks == 1
+        assert rank._limit({0: ["1", "5", rank.phase]}) == 10 * limit
         rank.on_before_backward()
         assert rank._limit({0: ["3", "5", rank.phase]}) == limit
     finally:
         rank.on_train_end()
+    torch.compile(lambda x: x + 2, backend="eager")(torch.ones(1))
+    assert rank.phase == "backward pass"
