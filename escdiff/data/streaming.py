@@ -260,7 +260,8 @@ class PhotoDataModule(ResumableDataModule):
 
     def train_dataloader(self) -> DataLoader:
         stream = self.stream()
-        self._warn(stream)
+        if stream.rank == 0:
+            self._warn(stream)
         place = {"module": self, "cursor": stream, "steps": stream.steps}
         # Workers start afresh each epoch, since they learn the start only then.
         return ResumableLoader(stream, batch_size=None, num_workers=self.num_workers, **place)

@@ -32,9 +32,10 @@ def own_device(config: Any) -> str:
     """Where this process computes before Lightning has moved anything."""
     if not torch.cuda.is_available() or option(config, "trainer.accelerator", "auto") not in ("auto", "gpu", "cuda"):
         return "cpu"
-    rank, devices = int(os.environ.get("LOCAL_RANK") or os.environ.get("SLURM_LOCALID") or 0), "trainer.devices"
-    chosen = to_plain(option(config, devices))
-    chosen = chosen.strip("[], ").split(",") if isinstance(chosen, str) and "," in chosen else chosen
+    rank = int(os.environ.get("LOCAL_RANK") or os.environ.get("SLURM_LOCALID") or 0)
+    chosen = to_plain(option(config, "trainer.devices"))
+    if isinstance(chosen, str) and "," in chosen:
+        chosen = chosen.strip("[], ").split(",")
     return f"cuda:{int(chosen[rank]) if isinstance(chosen, list) else rank}"
 
 
