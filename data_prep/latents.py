@@ -78,7 +78,8 @@ def encode(folder: Path, index: Index, cache: Path, options: Latents, name: str,
         encode_fn = backbone.moments
     else:
         encode_fn = partial(_tokens, clip_of(options.clip).to(device))
-    cached.encode_shard(folder, index, shard, encode_fn, cache, options.batch, size, device, name=name)
+    pictures = cached.pictures_of(folder, index, shard, options.batch, size)
+    cached.encode_shard(folder, shard, pictures, encode_fn, cache, device, name=name)
 
 
 @functools.lru_cache(1)

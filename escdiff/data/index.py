@@ -45,6 +45,11 @@ class Index:
         return sum(shard.samples for shard in self.shards)
 
     @property
+    def filled(self) -> list[Shard]:
+        """The shards that hold samples."""
+        return [shard for shard in self.shards if shard.samples]
+
+    @property
     def complete(self) -> bool:
         return len(self.shards) >= self.planned
 

@@ -8,7 +8,8 @@ Tokens of a vision tower lie under `clip/{key}/` in the same way, see `escdiff.d
 
 import hashlib
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from pathlib import Path
 
 import safetensors.torch
@@ -78,33 +79,31 @@ def encode_dataset(
     todo = [shard for shard in index.shards if not stands(cache, shard, name)]
     if not todo:
         return cache
+    pictures = pictures or partial(pictures_of, folder, index, batch_size=batch_size, size=size)
     what, left = {"moments": "latents"}.get(name, name), sum(shard.samples for shard in todo)
     with sample_progress(f"encoding {what}", index.samples, index.samples - left) as advance:
         for shard in todo:
-            encode_shard(folder, index, shard, encode_fn, cache, batch_size, size, device, advance, name, pictures)
+            encode_shard(folder, shard, pictures(shard), encode_fn, cache, device, advance, name)
     return cache
 
 
 def encode_shard(
     folder: Path,
-    index: Index,
     shard: Shard,
+    pictures: Iterable[Tensor],
     encode_fn: Callable[[Tensor], Tensor],
     cache: Path,
-    batch_size: int = 64,
-    size: int | None = None,
     device: str | torch.device = "cpu",
     advance: Callable[[int], None] = lambda samples: None,
     name: str = "moments",
-    pictures: Pictures | None = None,
 ) -> None:
-    """Encode one shard's pictures into its file of the cache; arguments as for `encode_dataset`.
+    """Encode one shard's pictures, in batches, into its file of the cache; arguments as for `encode_dataset`.
 
     Raises:
         UserError: the shard is damaged, or the model gives values that are not finite.
     """
     parts = []
-    for pixels in pictures(shard) if pictures else pictures_of(folder, index, shard, batch_size, size):
+    for pixels in pictures:
         with torch.inference_mode():
             parts.append(encode_fn(pixels.to(device)).to("cpu", torch.float16))
         advance(len(pixels))
@@ -126,18 +125,17 @@ def load_latents(folder: str | os.PathLike, key: str) -> Tensor:
     """
     folder = expand(folder)
     index = Index.load(folder)
-    cache = folder / FOLDER / key
     if without := missing(folder, index, key):
         what = f"{len(without)} of {len(index.shards)} shards of {folder} have no latents of key {key}"
         raise UserError(f"{what}; make them with `python -m data_prep latents`")
-    shards = [shard for shard in index.shards if shard.samples]
-    return torch.cat([safetensors.torch.load_file(_file(cache, shard))["moments"] for shard in shards])
+    files = [folder / shard_file(key, shard) for shard in index.filled]
+    return torch.cat([safetensors.torch.load_file(file)["moments"] for file in files])
 
 
 def missing(folder: Path, index: Index, key: str, name: str = "moments") -> list[Shard]:
     """The shards that hold samples and are not encoded yet."""
     cache = folder / FOLDERS[name] / key
-    return [shard for shard in index.shards if shard.samples and not stands(cache, shard, name)]
+    return [shard for shard in index.filled if not stands(cache, shard, name)]
 
 
 def pictures_of(folder: Path, index: Index, shard: Shard, batch_size: int, size: int | None) -> Iterator[Tensor]:
@@ -157,14 +155,9 @@ def pictures_of(folder: Path, index: Index, shard: Shard, batch_size: int, size:
         yield torch.stack(pending)
 
 
-def shard_file(key: str, shard: Shard) -> str:
-    """Where a shard's latents are, from the dataset's folder on."""
-    return f"{FOLDER}/{key}/{Path(shard.name).stem}.safetensors"
-
-
-def cache_file(folder: Path, name: str, key: str, shard: Shard) -> Path:
-    """Where a shard's part of a cache is; `name` is one of `FOLDERS`."""
-    return _file(folder / FOLDERS[name] / key, shard)
+def shard_file(key: str, shard: Shard, name: str = "moments") -> str:
+    """Where a shard's part of a cache is, from the dataset's folder on; `name` is one of `FOLDERS`."""
+    return f"{FOLDERS[name]}/{key}/{Path(shard.name).stem}.safetensors"
 
 
 def _file(cache: Path, shard: Shard) -> Path:

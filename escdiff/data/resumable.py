@@ -127,12 +127,16 @@ class ResumableDataModule(lightning.LightningDataModule):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         saved, own = state_dict["identity"], self.identity()
         if saved == own:
-            self.place = Place(state_dict["epoch"], state_dict["sample"])
+            self.go_on(state_dict)
             return
         differ = [key for key in {**saved, **own} if saved.get(key) != own.get(key)]
         other = ", ".join(f"{key} was {saved.get(key)!r}, is {own.get(key)!r}" for key in differ)
         log.warning("the data differ from the checkpoint's (%s); going on with the next epoch of these", other)
         self.place = Place(state_dict["epoch"] + 1, 0)
+
+    def go_on(self, state_dict: dict[str, Any]) -> None:
+        """Take up the place of a checkpoint of the same identity."""
+        self.place = Place(state_dict["epoch"], state_dict["sample"])
 
     def ranks(self) -> tuple[int, int]:
         """(rank, world size) of the trainer; (0, 1) without one."""

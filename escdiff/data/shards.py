@@ -21,7 +21,7 @@ from webdataset.writer import TarWriter
 from escdiff.data import schema
 from escdiff.data.images import MAX_PIXELS, decode_image
 from escdiff.data.index import Index, Shard, commit, sha256, temporary_beside
-from escdiff.data.tar import Damage, everything, read_entries
+from escdiff.data.tar import Damage, read_entries
 from escdiff.errors import UserError
 
 
@@ -82,7 +82,7 @@ def read_raw(path: str | os.PathLike, on_damage: Damage | None = None, first: in
             last, number = key, number + 1
         return number >= first
 
-    entries = read_entries(path, on_damage, wanted=wanted if first else everything)
+    entries = read_entries(path, on_damage, wanted=wanted)
     files = ({"fname": n, "data": d, "__url__": str(path)} for n, d in entries if _wanted(n))
 
     def twice(error: BaseException) -> bool:

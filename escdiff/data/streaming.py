@@ -50,7 +50,7 @@ class PhotoStream(IterableDataset):
         self.store, self.index, self.batch_size, self.size, self.seed = store, index, batch_size, size, seed
         self.rank, self.world, self.layout, self.buffer = rank, world, layout, buffer
         self.appearance_only, self.latents = appearance_only, latents
-        self.shards = [shard for shard in index.shards if shard.samples]
+        self.shards = index.filled
         self.start = Place(0, 0)
         self.steps = index.samples // (batch_size * world)
         if not self.steps:
@@ -238,10 +238,9 @@ class PhotoDataModule(ResumableDataModule):
     def state_dict(self) -> dict[str, Any]:
         return {**super().state_dict(), "layout": tuple(self.layout)}
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        super().load_state_dict(state_dict)
-        if state_dict["identity"] == self.identity():
-            self._layout = Layout(*state_dict["layout"])
+    def go_on(self, state_dict: dict[str, Any]) -> None:
+        super().go_on(state_dict)
+        self._layout = Layout(*state_dict["layout"])
 
     def aim(self, cursor: PhotoStream) -> None:
         super().aim(cursor)

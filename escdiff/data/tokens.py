@@ -19,7 +19,7 @@ from torch import Tensor
 
 from escdiff.data.images import expand
 from escdiff.data.index import Index, Shard
-from escdiff.data.latents import cache_file, encode_dataset, missing, pictures_of
+from escdiff.data.latents import encode_dataset, missing, pictures_of, shard_file
 from escdiff.data.views import reframe
 from escdiff.errors import UserError
 
@@ -81,9 +81,9 @@ class StoredTokens:
         if tokens_missing(self.folder, key):
             what = f"{self.folder} has no tokens of key {key} for some of its pictures"
             raise UserError(f"{what}; start the training with data.tokens=auto, which makes them")
-        self._shards = [shard for shard in index.shards if shard.samples]
+        self._shards = index.filled
         self._firsts = np.cumsum([0, *(shard.samples for shard in self._shards)])
-        with safe_open(cache_file(self.folder, NAME, f"{key}-{PLAIN}", self._shards[0]), "pt") as file:
+        with safe_open(self.folder / shard_file(f"{key}-{PLAIN}", self._shards[0], NAME), "pt") as file:
             self.values = file.get_slice(NAME).get_shape()[1]
 
     def __call__(self, rows: Sequence[int], framed: Sequence[bool]) -> Tensor:
@@ -106,7 +106,7 @@ class StoredTokens:
         numbers = np.searchsorted(self._firsts, rows, "right") - 1
         for row, number, view in zip(rows, numbers.tolist(), map(bool, framed), strict=True):
             if (number, view) not in opened:
-                path = cache_file(self.folder, NAME, f"{self.key}-{VIEWS[view]}", self._shards[number])
+                path = self.folder / shard_file(f"{self.key}-{VIEWS[view]}", self._shards[number], NAME)
                 file = files.enter_context(path.open("rb", buffering=0))
                 # safetensors: the header's length, the header, the one tensor
                 opened[number, view] = file, 8 + int.from_bytes(file.read(8), "little")

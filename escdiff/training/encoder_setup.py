@@ -86,7 +86,7 @@ class PhotoData(PhotoDataModule):
     """Photos; targets come with their pixels already."""
 
     def preview(self) -> dict[str, Any]:
-        return _first(next(iter(self.train_dataloader())), PREVIEWS)
+        return _first(next(iter(self.stream())), PREVIEWS)
 
 
 def make_data(config: Any, backbone: Backbone, tokens: str | None = None):
@@ -147,7 +147,7 @@ def _cached(root: Any, index: Index, backbone: Backbone, size: int) -> str | Non
     key = vae_key(backbone.vae, size)
     if is_address(root):  # the stream looks into each file when it fetches it
         there = ShardStore(root).names(f"{FOLDER}/{key}")
-        named = [Path(shard_file(key, shard)).name for shard in index.shards if shard.samples]
+        named = [Path(shard_file(key, shard)).name for shard in index.filled]
         return key if there.issuperset(named) else None
     return None if missing(expand(root), index, key) else key
 

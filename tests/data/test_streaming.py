@@ -53,11 +53,8 @@ def keys(batches) -> list[list[str]]:
     return [list(batch["key"]) for batch in batches]
 
 
-def stream(folder, rank=0, world=1, layout=ONE, batch_size=4, **options) -> PhotoStream:
-    store, index = ShardStore(folder), Index.load(folder)
-    made = PhotoStream(store, index, batch_size, 16, 0, rank, world, layout, 7, 0.2, **options)
-    made.start = Place(0, 0)
-    return made
+def stream(folder, rank=0, world=1, layout=ONE, batch_size=4) -> PhotoStream:
+    return PhotoStream(ShardStore(folder), Index.load(folder), batch_size, 16, 0, rank, world, layout, 7, 0.2)
 
 
 def test_the_frozen_weights_take_the_dtype_of_the_configuration(photos, tiny_folder):
