@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable
 
 from escdiff.backbone import Backbone, load_backbone, mini_folder
-from escdiff.training import mini
+from escdiff.mini import parts as mini
 
 
 def bundled() -> Backbone:

@@ -17,8 +17,11 @@ import time
 from collections import Counter
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+
 import httpx
 import psutil
+from trouble import bomb
 
 ROOT = Path(__file__).parents[1]
 EXAMPLES = ROOT / "escdiff" / "assets" / "examples"
@@ -42,7 +45,7 @@ class Visitor:
         return {"path": answer.json()[0], "orig_name": name, "meta": {"_type": "gradio.FileData"}}
 
     async def ask(self, shape, appearance, prompt: str, seed=0, steps=None) -> str:
-        """What came of a picture: "done", or what was said."""
+        """Outcome of a picture: "done", or the page's message."""
         inputs = next(d["inputs"] for d in self.config["dependencies"] if d["id"] == self.paint)
         values = {c["id"]: c["props"].get("value") for c in self.config["components"]}
         data = [values[i] for i in inputs]
@@ -65,8 +68,8 @@ class Visitor:
 
     async def friendly(self) -> str:
         files = [self.random.choice(sorted(EXAMPLES.glob("*.png"))) for _ in range(2)]
-        one, two = [await self.upload(f.name, f.read_bytes()) for f in files]
-        return await self.ask(one, two, "a photo of a <appearance> <shape>", self.random.randrange(1000))
+        first, second = [await self.upload(f.name, f.read_bytes()) for f in files]
+        return await self.ask(first, second, "a photo of a <appearance> <shape>", self.random.randrange(1000))
 
     async def hostile(self, kind: str) -> str:
         good = await self.upload("mug.png", (EXAMPLES / "mug.png").read_bytes())
@@ -74,7 +77,7 @@ class Visitor:
         if kind == "not_an_image":
             shape = await self.upload("a.png", b"<svg onload=alert(1)>" * 99)
         elif kind == "bomb":
-            shape = await self.upload("a.png", bomb())
+            shape = await self.upload("a.png", bomb(20_000))
         elif kind == "huge":
             shape = await self.upload("a.png", bytes(20_000_000))
         elif kind == "other_file":
@@ -97,21 +100,8 @@ class Visitor:
         return await self.ask(shape, None, prompt, seed, steps)
 
 
-def bomb(side: int = 20_000) -> bytes:
-    """A PNG of some kilobytes that claims 400 megapixels."""
-    import struct
-    import zlib
-
-    def chunk(kind: bytes, data: bytes) -> bytes:
-        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-
-    head = struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0)
-    parts = chunk(b"IHDR", head), chunk(b"IDAT", zlib.compress(bytes(9999))), chunk(b"IEND", b"")
-    return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
-
-
 async def storm(address: str, clients: int, requests: int, steps: int) -> tuple[Counter, list[float]]:
-    said, seconds, numbers = Counter(), [], iter(range(requests))
+    answers, seconds, numbers = Counter(), [], iter(range(requests))
     async with httpx.AsyncClient(base_url=address, timeout=3600) as client:
         config = (await client.get("/config")).json()
 
@@ -120,15 +110,15 @@ async def storm(address: str, clients: int, requests: int, steps: int) -> tuple[
             for i in numbers:
                 start, kind = time.perf_counter(), HOSTILE[(i // 10) % len(HOSTILE)] if i % 10 == 9 else "friendly"
                 try:
-                    found = await (visitor.friendly() if kind == "friendly" else visitor.hostile(kind))
+                    answer = await (visitor.friendly() if kind == "friendly" else visitor.hostile(kind))
                 except httpx.HTTPError as error:
-                    found = f"BROKEN {type(error).__name__}"
-                said[f"{kind}: {found[:110]}"] += 1
-                if kind == "friendly" and found == "done":
+                    answer = f"BROKEN {type(error).__name__}"
+                answers[f"{kind}: {answer[:110]}"] += 1
+                if kind == "friendly" and answer == "done":
                     seconds.append(time.perf_counter() - start)
 
         await asyncio.gather(*(visit(number) for number in range(clients)))
-    return said, seconds
+    return answers, seconds
 
 
 def main() -> None:
@@ -143,10 +133,10 @@ def main() -> None:
         process = psutil.Process(server.pid)
         before, start = process.memory_info().rss / 1e6, time.perf_counter()
         address = f"http://127.0.0.1:{options.port}"
-        said, seconds = asyncio.run(storm(address, options.clients, options.requests, options.steps))
+        answers, seconds = asyncio.run(storm(address, options.clients, options.requests, options.steps))
         print(f"{options.requests} requests of {options.clients} visitors in {time.perf_counter() - start:.0f} s")
-        for what, count in sorted(said.items()):
-            print(f"{count:4d}  {what}")
+        for answer, count in sorted(answers.items()):
+            print(f"{count:4d}  {answer}")
         print(f"median wait {sorted(seconds)[len(seconds) // 2]:.1f} s" if seconds else "no picture")
         print(f"memory {before:.0f} MB before, {process.memory_info().rss / 1e6:.0f} MB after")
         print("the server is up" if server.poll() is None else "THE SERVER DIED")

@@ -15,20 +15,21 @@ from types import SimpleNamespace
 import torch
 from common import bundled, side_by_side
 
-from escdiff.cli.compose import compose
 from escdiff.concept import ATTRIBUTES
 from escdiff.encoder.packing import Packing
-from escdiff.training.encoder_module import EncoderModule, Objective
-from escdiff.training.encoder_setup import make_encoder, make_objective
+from escdiff.support.config.compose import compose
+from escdiff.support.config.loss import LossConfig
+from escdiff.training.encoder.module import EncoderModule
+from escdiff.training.encoder.setup import make_encoder
 
 PICTURES = ("shape_ref", "appearance_ref", "pixels")
 PAIR = 2  # steps measured together: every other one has the target's picture too
 
 
 def make_module(backbone, draws: int, cells: int) -> EncoderModule:
-    config = SimpleNamespace(**compose("train", ["experiment=mini/encoder"]))
-    objective = replace(make_objective(config), draws=draws, cells=cells)
-    module = EncoderModule(make_encoder(config, backbone), backbone, objective, lr=1e-4, max_steps=100, warmup=1)
+    config = compose("train", ["experiment=mini/encoder"])
+    encoder, loss = make_encoder(config.encoder, config.space, backbone), replace(config.loss, draws=draws, cells=cells)
+    module = EncoderModule(encoder, backbone, loss, lr=1e-4, max_steps=100, warmup=1)
     module.trainer = SimpleNamespace(global_step=0, log_every_n_steps=10**9)
     return module
 
@@ -50,7 +51,7 @@ def stored(batch: dict, packing: Packing) -> dict:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    recipe = {"draws": Objective.draws, "cells": Objective.cells}
+    recipe = {"draws": LossConfig.draws, "cells": LossConfig.cells}
     for name, default in {"batch": 64, **recipe, "threads": 2, "rounds": 10}.items():
         parser.add_argument(f"--{name}", type=int, default=default)
     args = parser.parse_args()

@@ -21,7 +21,6 @@ import threading
 import time
 import traceback
 from pathlib import Path
-from types import SimpleNamespace
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
@@ -29,23 +28,34 @@ import tiny
 import torch
 from transformers import CLIPVisionConfig, CLIPVisionModel
 
-from data_prep.still_life import StillLifeOptions, make_still_life
-from escdiff.quiet import quiet_libraries
-from escdiff.training import checkpoint_io, run
+from escdiff.mini.data.still_life import StillLifeOptions, make_still_life
+from escdiff.support.config.backbone import BackboneConfig
+from escdiff.support.config.data import DataConfig
+from escdiff.support.config.encoder import EncoderConfig
+from escdiff.support.config.loss import LossConfig
+from escdiff.support.config.train import TrainConfig
+from escdiff.support.config.trainer import OptimConfig, TrainerConfig
+from escdiff.support.logging import quiet_libraries
+from escdiff.training.loop import checkpoint_files as checkpoint_io
+from escdiff.training.loop import run
+from escdiff.training.loop.recipe import RECIPES
 
 CLOCKS = ("time", "throughput")
 PAUSE = 0.02  # seconds before each flush of a save that a kill is to meet
 PARTS = ("state_dict", "optimizer_states", "lr_schedulers", "callbacks", "global_step")
 
 
-def make_config(folder: Path, steps: int) -> SimpleNamespace:
-    return SimpleNamespace(
-        recipe="encoder", seed=5, run_dir=str(folder / "straight"), resume=True,
-        backbone=SimpleNamespace(name=str(folder / "backbone")), space=SimpleNamespace(stages=1),
-        encoder=SimpleNamespace(vision=str(folder / "tower"), features=64, branch_rank=2),
-        data=SimpleNamespace(root=str(folder / "world"), batch_size=4, val_fraction=0.0),
-        optim=SimpleNamespace(lr=1e-3, warmup=2, ema=0.9), loss=SimpleNamespace(draws=2, cells=4),
-        trainer=SimpleNamespace(max_steps=steps, accelerator="cpu", devices=1, log_steps=2, save_steps=1, keep=steps),
+def make_config(folder: Path, steps: int) -> TrainConfig:
+    return TrainConfig(
+        recipe="encoder", seed=5, run_dir=str(folder / "straight"),
+        backbone=BackboneConfig(name=str(folder / "backbone")),
+        encoder=EncoderConfig(vision=str(folder / "tower"), features=64, branch_rank=2),
+        data=DataConfig(root=str(folder / "world"), batch_size=4, val_fraction=0.0),
+        optim=OptimConfig(lr=1e-3, warmup=2, ema=0.9), loss=LossConfig(draws=2, cells=4),
+        trainer=TrainerConfig(
+            max_steps=steps, accelerator="cpu", devices=1, log_steps=2, save_steps=1, keep=steps, val_steps=0,
+            sample_steps=0,
+        ),
     )  # fmt: skip
 
 
@@ -58,7 +68,7 @@ def prepare(folder: Path) -> None:
     tiny.make_backbone().pipeline().save_pretrained(folder / "backbone")
 
 
-def fork(config: SimpleNamespace, told: int | None = None, slowly: bool = False) -> int:
+def fork(config: TrainConfig, pipe: int | None = None, slowly: bool = False) -> int:
     """Train in a child process; it writes a byte to `told` when a save begins, or `slowly` before its every flush.
 
     Returns the child's id.
@@ -73,16 +83,16 @@ def fork(config: SimpleNamespace, told: int | None = None, slowly: bool = False)
 
             def announced_flush(handle):
                 if threading.current_thread() is not threading.main_thread():  # saves have a thread of their own
-                    os.write(told, b".")
+                    os.write(pipe, b".")
                     time.sleep(PAUSE)
                 fsync(handle)
 
             os.fsync = announced_flush
-        elif told is not None:
+        elif pipe is not None:
             write = checkpoint_io.write_verified
 
             def announced(path, state):
-                os.write(told, b".")
+                os.write(pipe, b".")
                 write(path, state)
 
             checkpoint_io.write_verified = announced
@@ -98,22 +108,22 @@ def saved(folder: str) -> dict[int, Path]:
     return {int(p.stem.split("-")[1]): p for p in checkpoint_io.saved(Path(folder) / "checkpoints")}
 
 
-def difference(a, b, where: str = "") -> str | None:
+def difference(a, b, path: str = "") -> str | None:
     """The first place where two nested values differ."""
     if isinstance(a, torch.Tensor):
-        return None if torch.equal(a, b) else where
+        return None if torch.equal(a, b) else path
     if isinstance(a, dict):
         a, b = ({str(k): v for k, v in x.items()} for x in (a, b))
-        pairs = [(a[k], b.get(k), f"{where}/{k}") for k in a] if a.keys() == b.keys() else [(1, 0, where)]
+        pairs = [(a[k], b.get(k), f"{path}/{k}") for k in a] if a.keys() == b.keys() else [(1, 0, path)]
     elif isinstance(a, list | tuple):
-        pairs = [(x, y, f"{where}/{i}") for i, (x, y) in enumerate(zip(a, b, strict=True))]
+        pairs = [(x, y, f"{path}/{i}") for i, (x, y) in enumerate(zip(a, b, strict=True))]
     else:
-        return None if a == b else where
-    return next((found for x, y, place in pairs if (found := difference(x, y, place))), None)
+        return None if a == b else path
+    return next((inner for x, y, place in pairs if (inner := difference(x, y, place))), None)
 
 
 def metrics(folder: str) -> list[dict]:
-    lines = [json.loads(line) for line in (Path(folder) / "metrics.jsonl").read_text().splitlines()]
+    lines = [json.loads(line) for line in (Path(folder) / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     return [{k: v for k, v in line.items() if not k.startswith(CLOCKS)} for line in lines]
 
 
@@ -140,7 +150,7 @@ def main() -> None:
             prepare(folder)
         config = make_config(folder, steps)
         if args.toy:
-            run.RECIPES["toy"], run.ensure_data = "toy_training:build", lambda config: None
+            RECIPES["toy"] = "toy_training:build"
             config.recipe, config.break_from = "toy", steps + 1
         start = time.monotonic()
         assert os.waitpid(fork(config), 0)[1] == 0, "the undisturbed run failed"
@@ -149,22 +159,22 @@ def main() -> None:
         rng.shuffle(in_save)
         config.run_dir, config.trainer.keep, good, halves = str(folder / "killed"), 2, 0, 0
         pace = (time.monotonic() - start) / steps
-        for number, wanted in enumerate(in_save, 1):
+        for number, in_a_save in enumerate(in_save, 1):
             hears, tells = os.pipe()
-            child = fork(config, tells, wanted)
+            child = fork(config, tells, in_a_save)
             os.close(tells)
-            for _ in range(rng.randint(1, 12 if wanted else 4)):
+            for _ in range(rng.randint(1, 12 if in_a_save else 4)):
                 os.read(hears, 1)
-            time.sleep(rng.uniform(0, PAUSE if wanted else pace))
+            time.sleep(rng.uniform(0, PAUSE if in_a_save else pace))
             os.kill(child, signal.SIGKILL)
             assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL, "it ended before the kill"
             os.close(hears)
             halves += bool(list((Path(config.run_dir) / "checkpoints").glob(".step-*.tmp")))
             newest = run.RunFolder(config.run_dir).newest_checkpoint()
             step = 0 if newest is None else int(newest.stem.split("-")[1])
-            found = None if newest is None else difference(load(straight[step]), load(newest))
-            good += found is None
-            print(f"kill {number:3d} at step {step:4d}: {found or 'same'}", flush=True)
+            changed = None if newest is None else difference(load(straight[step]), load(newest))
+            good += changed is None
+            print(f"kill {number:3d} at step {step:4d}: {changed or 'same'}", flush=True)
         assert os.waitpid(fork(config), 0)[1] == 0, "the last sitting failed"
         again = saved(config.run_dir)
         whole = steps in again and all(

@@ -13,8 +13,8 @@ from common import bundled, side_by_side
 
 from escdiff.methods.ti import TI
 from escdiff.methods.xti import XTI
-from escdiff.training.method_module import MethodModule
-from escdiff.training.references import ReferenceData, References
+from escdiff.training.method.module import MethodModule
+from escdiff.training.method.references import ReferenceData, References
 
 
 def make_step(method, batch_size: int):

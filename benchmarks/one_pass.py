@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from common import bundled, side_by_side
 
-from escdiff.data.images import open_image
+from escdiff.data.pictures import open_image
 from escdiff.encoder import ConceptEncoder
 
 

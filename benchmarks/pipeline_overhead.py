@@ -22,8 +22,8 @@ def random_sd(name: str) -> Backbone:
     from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
     from transformers import AutoConfig, CLIPTextModel
 
-    from escdiff.blueprint import ARCHITECTURES
-    from escdiff.training.mini import make_tokenizer
+    from escdiff.backbone.identify import ARCHITECTURES
+    from escdiff.mini.parts import make_tokenizer
 
     unet, vae = (
         kind.from_config(kind.load_config(ARCHITECTURES / name, subfolder=part))

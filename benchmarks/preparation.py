@@ -21,12 +21,12 @@ import torch
 from PIL import Image
 
 from data_prep.dataset import Run
-from data_prep.engine import Engine
 from data_prep.ingest import Ingest, ingest
 from data_prep.latents import Latents, latents
+from data_prep.plans import make_plan
 from data_prep.segment import Segment, segment
-from data_prep.sources import make_plan
-from escdiff.data.streaming import PhotoDataModule
+from escdiff.data.photos import PhotoDataModule
+from escdiff.support.jobs.engine import Engine
 
 HERE = Run(Engine(workers=1), max_bad=1.0, seconds=0)
 

@@ -17,8 +17,8 @@ from PIL import Image
 
 from escdiff.data import schema
 from escdiff.data.index import Index
+from escdiff.data.photos import PhotoDataModule
 from escdiff.data.shards import encode_jpeg, encode_json, encode_png, write_shard
-from escdiff.data.streaming import PhotoDataModule
 
 PER_SHARD = 5000
 
@@ -40,7 +40,7 @@ def make_shards(folder: Path, count: int) -> None:
 
 def resident(pid: int) -> float:
     """MB of a process's own (anonymous) memory: pages of files, which come and go, are left out."""
-    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+    for line in Path(f"/proc/{pid}/status").read_text(encoding="utf-8").splitlines():
         if line.startswith("RssAnon"):
             return int(line.split()[1]) / 1000
     return 0.0
@@ -49,7 +49,7 @@ def resident(pid: int) -> float:
 def family() -> float:
     """MB of this process and its children."""
     children = Path(f"/proc/self/task/{os.getpid()}/children")
-    return sum(resident(int(pid)) for pid in [os.getpid(), *children.read_text().split()])
+    return sum(resident(int(pid)) for pid in [os.getpid(), *children.read_text(encoding="utf-8").split()])
 
 
 def main() -> None:

@@ -9,7 +9,6 @@ import argparse
 import sys
 import tempfile
 from pathlib import Path
-from types import SimpleNamespace
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
@@ -18,7 +17,11 @@ import numpy as np
 import psutil
 import torch
 
-from escdiff.training import run
+from escdiff.support.config.data import DataConfig
+from escdiff.support.config.train import TrainConfig
+from escdiff.support.config.trainer import OptimConfig, TrainerConfig
+from escdiff.training.loop import run
+from escdiff.training.loop.recipe import RECIPES
 
 
 class Memory(L.Callback):
@@ -39,14 +42,17 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=20_000)
     steps = parser.parse_args().steps
     torch.set_num_threads(1)
-    run.RECIPES["toy"], run.ensure_data = "toy_training:build", lambda config: None
+    RECIPES["toy"] = "toy_training:build"
     memory = Memory(steps // 100)
     with tempfile.TemporaryDirectory() as folder:
-        trainer = SimpleNamespace(max_steps=steps, accelerator="cpu", devices=1, log_steps=20, save_steps=steps // 40)
-        config = SimpleNamespace(
-            recipe="toy", seed=3, run_dir=folder, resume=True, break_from=steps + 1,
-            data=SimpleNamespace(batch_size=3), optim=SimpleNamespace(ema=0.9), trainer=trainer,
+        trainer = TrainerConfig(
+            max_steps=steps, accelerator="cpu", devices=1, save_steps=steps // 40, val_steps=0, sample_steps=0
+        )
+        config = TrainConfig(
+            recipe="toy", seed=3, run_dir=folder, data=DataConfig(batch_size=3), optim=OptimConfig(ema=0.9),
+            trainer=trainer,
         )  # fmt: skip
+        config.break_from = steps + 1  # the toy's
         run.train(config, [memory])
     late = len(memory.steps) // 10
     slope = np.polyfit(memory.steps[late:], memory.bytes[late:], 1)[0] * 1000 / 1e6

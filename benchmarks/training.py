@@ -17,16 +17,21 @@ import torch
 from common import bundled
 from torch.utils.flop_counter import FlopCounterMode
 
-from data_prep.still_life import StillLifeOptions, make_still_life
 from escdiff.backbone import Backbone
 from escdiff.concept import ATTRIBUTES, placeholder
 from escdiff.encoder import ConceptEncoder, EncoderConfig
 from escdiff.encoder.vision import TransformersVision
-from escdiff.quiet import quiet_libraries
-from escdiff.training import mini, run
-from escdiff.training.callbacks import Checkpoints
-from escdiff.training.encoder_module import EncoderModule, Objective
-from escdiff.training.speed import matrix_rate, synchronize
+from escdiff.mini import parts as mini
+from escdiff.mini.data.still_life import StillLifeOptions, make_still_life
+from escdiff.support.config.data import DataConfig
+from escdiff.support.config.loss import LossConfig
+from escdiff.support.config.train import TrainConfig
+from escdiff.support.config.trainer import OptimConfig, TrainerConfig
+from escdiff.support.logging import quiet_libraries
+from escdiff.training.encoder.module import EncoderModule
+from escdiff.training.loop import run
+from escdiff.training.loop.callbacks import Checkpoints
+from escdiff.training.loop.monitoring.speed import matrix_rate, synchronize
 
 TEXT = "a photo of a <appearance> <shape> on a navy background"
 LATE = "a plain photo " * 13  # puts the placeholder at token 40
@@ -72,7 +77,7 @@ class Bench:
         self.size = backbone.unet.config.sample_size * 8
 
     def module(self, **objective) -> EncoderModule:
-        module = EncoderModule(self.encoder, self.backbone, Objective(**objective), lr=1e-4, max_steps=100, warmup=1)
+        module = EncoderModule(self.encoder, self.backbone, LossConfig(**objective), lr=1e-4, max_steps=100, warmup=1)
         module.trainer = SimpleNamespace(global_step=51, log_every_n_steps=10**9)  # neither words only nor the end
         return module
 
@@ -125,7 +130,7 @@ class Bench:
             grid = torch.cat([backbone.prompts.encode(batch["prompt"], call)[:, :, 0] for call in calls], 1)
             noise, timesteps = torch.randn_like(latents), torch.randint(0, 1000, (self.batch,), device=self.device)
             noisy = backbone.add_noise(latents, noise, timesteps)
-            output = backbone.predict(noisy, timesteps, module._feed.load(grid)).float()
+            output = backbone.predict(noisy, timesteps, module._feed.layers.load(grid)).float()
             (output - backbone.target(latents, noise, timesteps)).square().mean().backward()
             module.on_fit_end()
             optimizer.step()
@@ -186,17 +191,17 @@ def loop(batch: int, steps: int = 6) -> dict[str, float]:
     Checkpoints.save = timed
     with tempfile.TemporaryDirectory() as folder:
         make_still_life(Path(folder) / "world", 512, StillLifeOptions(seed=1))
-        config = SimpleNamespace(
-            recipe="encoder", seed=0, run_dir=f"{folder}/run", resume=True, backbone=SimpleNamespace(name="mini"),
-            encoder=SimpleNamespace(), space=SimpleNamespace(stages=1), optim=SimpleNamespace(lr=1e-4),
-            data=SimpleNamespace(root=f"{folder}/world", batch_size=batch // Objective.draws, val_fraction=0.0),
-            loss=SimpleNamespace(words_only=0.0), logger=SimpleNamespace(name="none"),
-            trainer=SimpleNamespace(max_steps=steps, accelerator="cpu", devices=1, log_steps=1, save_steps=2),
+        config = TrainConfig(
+            run_dir=f"{folder}/run", optim=OptimConfig(lr=1e-4), loss=LossConfig(words_only=0.0),
+            data=DataConfig(root=f"{folder}/world", batch_size=batch // LossConfig.draws, val_fraction=0.0),
+            trainer=TrainerConfig(
+                max_steps=steps, accelerator="cpu", devices=1, log_steps=1, save_steps=2, val_steps=0, sample_steps=0
+            ),
         )  # fmt: skip
         run.train(config)
         lines = run.RunFolder(config.run_dir).lines()
     Checkpoints.save = save
-    references = batch // Objective.draws
+    references = batch // LossConfig.draws
     seconds = [references / line["throughput/samples_per_s"] for line in lines[1::2]]  # without a checkpoint
     waits = [line["throughput/wait_share"] for line in lines[1:]]
     return {"wait_share": statistics.median(waits), "stall": statistics.median(stalls) / statistics.median(seconds)}
@@ -215,7 +220,7 @@ def main() -> None:
     bench = Bench(sd15() if args.sd15 else bundled(), name, args.batch, args.device, dtype)
     late = f"{LATE}<shape>"
     runs = {
-        "recipe": bench.step(Objective.draws, Objective.cells), "exact": bench.step(1, 0, exact=True),
+        "recipe": bench.step(LossConfig.draws, LossConfig.cells), "exact": bench.step(1, 0, exact=True),
         "exact, VAE live": bench.step(1, 0, live=True, exact=True),
         "16 texts at 5": bench.texts(TEXT.replace("<appearance> ", ""), False),
         "16 calls at 5": bench.texts(TEXT.replace("<appearance> ", ""), True),
@@ -243,8 +248,10 @@ def main() -> None:
         runs["exact"]()
         print(f"peak memory {torch.cuda.max_memory_allocated() / 1e9:.1f} GB, of which {args.batch} samples")
     elif not args.sd15:
-        found = loop(args.batch)
-        print(f"waiting for data: {found['wait_share']:.2%} of a step; a checkpoint stalls {found['stall']:.2f} steps")
+        figures = loop(args.batch)
+        print(
+            f"waiting for data: {figures['wait_share']:.2%} of a step; a checkpoint stalls {figures['stall']:.2f} steps"
+        )
 
 
 if __name__ == "__main__":

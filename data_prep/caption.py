@@ -10,15 +10,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import typer
 
+from data_prep.ahead import SAID, ahead
 from data_prep.dataset import Job, LeftOut, Reject, Run, derive, each_sample, entries, meta_of, read_input
 from data_prep.guard import Guard
-from data_prep.models import load
-from data_prep.words import neutral, noun
+from data_prep.models import device_here
 from escdiff.data import schema
 from escdiff.data.index import Index
-from escdiff.data.shards import encode_json
-from escdiff.errors import UserError
+from escdiff.data.photos.captions import neutral, noun
+from escdiff.data.pictures import expand
+from escdiff.data.pretrained import check_dtype, load_model, one_thread
+from escdiff.data.shards import encode_json, read_raw
+from escdiff.support.errors import UserError
 
 KIND = "AutoModelForImageTextToText"
 FORMAT = 1  # raise when the word lists or rules change
@@ -34,84 +38,82 @@ class Caption:
     max_words: int = 40  # tokens the model may say
     batch: int = 8
     require: bool = False  # leave out what has no category in the end
+    device: str = "auto"
+    dtype: str = "float32"  # of the model
     name: str = "caption"
 
+    def validate(self) -> None:
+        """Raise `UserError` for values out of range."""
+        check_dtype(self.dtype)
+        if self.batch < 1 or self.max_words < 1:
+            raise UserError(f"--batch is {self.batch} and --max-words {self.max_words}; give at least 1")
+
     def options(self) -> dict[str, Any]:
+        """See `Stage`."""
         values = {"format": FORMAT, "require": self.require}
         if self.model:
             keys = ("model", "prompt", "again", "max_words", "batch")
-            values |= {key: getattr(self, key) for key in keys}
+            values |= {key: getattr(self, key) for key in (*keys, *(["dtype"] if self.dtype != "float32" else []))}
         return values
 
     def samples(self, job: Job, guard: Guard) -> Iterator[dict[str, Any] | Reject]:
+        """See `Stage`."""
         raws: Iterator[Any] = read_input(job.source)
-        yield from each_sample(self.said(raws, guard) if self.model else raws, guard, self.convert)
+        if self.model:
+            load_model(KIND, self.model, device=device_here(self.device), dtype=self.dtype)  # before the first sample
+            raws = ahead(raws, guard, self.ask, self.describe, self.batch)
+        yield from each_sample(raws, guard, self.convert)
 
-    def said(self, raws: Iterator[dict[str, Any]], guard: Guard) -> Iterator[dict[str, Any] | Reject]:
-        """Samples with the model's caption under "__caption__" where one is wanted, in order."""
-        load(KIND, self.model)  # before the first sample, whose fault it would not be
-        rows: list[tuple[Any, Any]] = []
-        for raw in raws:
-            try:
-                with guard.sample(raw["__key__"]):
-                    rows.append((raw, self.picture(raw)))
-            except UserError as error:
-                rows.append((Reject(raw["__key__"], str(error)), None))
-            if sum(picture is not None for _, picture in rows) == self.batch:
-                yield from self._speak(rows)
-                rows = []
-        yield from self._speak(rows)
-
-    def picture(self, raw: dict[str, Any]):
+    def ask(self, raw: dict[str, Any]):
         """The picture to caption, or None where its caption stays."""
         if meta_of(raw).get("caption") and not self.again:
             return None
         sample = entries(raw, *schema.IMAGES)
         return sample[schema.image_key(sample)]
 
-    def _speak(self, rows: list[tuple[Any, Any]]) -> Iterator[dict[str, Any] | Reject]:
-        pictures = [picture for _, picture in rows if picture is not None]
-        texts = iter(describe(self.model, pictures, self.prompt, self.max_words) if pictures else ())
-        for raw, picture in rows:
-            yield raw if picture is None else {**raw, "__caption__": next(texts)}
+    def describe(self, pictures: list) -> list[str]:
+        """The model's caption of each picture, by greedy decoding, so always the same."""
+        model, processor = load_model(KIND, self.model, device=device_here(self.device), dtype=self.dtype)
+        prompts = {"text": [self.prompt] * len(pictures), "padding": True} if self.prompt else {}
+        with one_thread(), torch.inference_mode():
+            inputs = processor(images=pictures, return_tensors="pt", **prompts).to(model.device, model.dtype)
+            tokens = model.generate(**inputs, max_new_tokens=self.max_words, do_sample=False)
+        texts = processor.batch_decode(tokens, skip_special_tokens=True)
+        return [" ".join(text.removeprefix(self.prompt or "").split()) for text in texts]
 
     def convert(self, raw: dict[str, Any]) -> dict[str, Any]:
+        """The sample with its captions and its category."""
         meta = meta_of(raw)
-        caption = str(raw.get("__caption__") or meta.get("caption") or "").strip()
+        caption = str(raw.get(SAID) or meta.get("caption") or "").strip()
         category = meta.get("category") or noun(caption)
         if self.require and not category:
             raise LeftOut("neither its json nor its caption names what it shows")
-        found = {
+        facts = {
             "caption": caption,
             "caption_neutral": neutral(caption),
             **({"category": category} if category else {}),
         }
-        if "__caption__" in raw:
-            found["caption_by"] = self.model
-        kept = {k: v for k, v in raw.items() if k not in ("__url__", "__caption__", schema.META)}
-        return {**kept, schema.META: encode_json({**meta, **found})}
-
-
-def describe(model_name: str, pictures: list, prompt: str | None, max_words: int) -> list[str]:
-    """What a model says about each picture; its first guess, so always the same.
-
-    Raises:
-        UserError: no such model.
-    """
-    model, processor = load(KIND, model_name)
-    asked = {"text": [prompt] * len(pictures), "padding": True} if prompt else {}
-    with torch.inference_mode():
-        inputs = processor(images=pictures, return_tensors="pt", **asked).to(model.device)
-        tokens = model.generate(**inputs, max_new_tokens=max_words, do_sample=False)
-    texts = processor.batch_decode(tokens, skip_special_tokens=True)
-    start = prompt or ""
-    return [" ".join(text.removeprefix(start).split()) for text in texts]
+        if SAID in raw:
+            facts["caption_by"] = self.model
+        entries = {k: v for k, v in raw.items() if k not in ("__url__", SAID, schema.META)}
+        return {**entries, schema.META: encode_json({**meta, **facts})}
 
 
 def caption(folder: Path, out: Path, stage: Caption, run: Run) -> Index:
     """Make the dataset `out` with captions, neutral captions and categories.
 
     Raises:
-        UserError: no such dataset or model.
+        UserError: bad options, no such dataset or model.
     """
-    return derive(stage, folder, out, run)
+    stage.validate()
+    index = derive(stage, folder, out, run)
+    if not run.dry and (silent := _without_captions(expand(out), index)):
+        hint = "" if stage.model else "; --model names a captioning model that looks at them"
+        typer.echo(f"caption: {silent} of {index.samples} samples have no caption{hint}", err=True)
+    return index
+
+
+def _without_captions(folder: Path, index: Index) -> int:
+    """Samples about which no word is said."""
+    raws = (raw for shard in index.filled for raw in read_raw(folder / shard.name, only=(schema.META,)))
+    return sum(not meta_of(raw)["caption"] for raw in raws)

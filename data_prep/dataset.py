@@ -6,30 +6,34 @@ too much of that stops the run.
 """
 
 import json
-import shutil
+import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any, Protocol
 
 import typer
 
-from data_prep.engine import Engine
 from data_prep.guard import Guard, blame, clear_crumb
+from data_prep.parts import Part, items_in, journal_of
+from data_prep.reject import BAD, LEFT_OUT, LeftOut, Reject
 from escdiff.data import index as indexing
 from escdiff.data import schema
-from escdiff.data.images import expand
-from escdiff.data.index import Index, Shard, sha256, write_atomic
-from escdiff.data.progress import sample_progress
-from escdiff.data.shards import decode, decode_entry, read_raw, write_shard
-from escdiff.errors import UserError
+from escdiff.data.index import Index, Shard, sha256
+from escdiff.data.pictures import expand
+from escdiff.data.shards import decode, decode_entry, read_raw
+from escdiff.support.errors import UserError
+from escdiff.support.files import check_space, write_atomic
+from escdiff.support.jobs.engine import Engine
+from escdiff.support.progress import sample_progress
 
 QUARANTINE, WORK = "quarantine", ".work"
-BAD, LEFT_OUT = "bad", "left out"
 JUDGED_FROM = 100  # samples, before which a run is not stopped for its bad ones, except at its end
 SAVE_EVERY = 5.0  # seconds between savings of a long index
+LOOK_EVERY = 2.0  # seconds between looks at how far the shards are
 
 
 @dataclass(frozen=True)
@@ -49,27 +53,16 @@ class Input:
     sha256: str
 
 
-@dataclass(frozen=True)
-class Reject:
-    """A sample that does not go on: `bad` ones are damaged or forbidden, `left out` ones a filter's choice."""
-
-    key: str
-    reason: str
-    kind: str = BAD
-    source: str = ""
-
-
-class LeftOut(UserError):
-    """Raised by a stage for a sample that its filter does not let through."""
-
-
 class Stage(Protocol):
-    """Picklable; `options` is all that the bytes depend on besides the input."""
+    """Picklable; `options` is all that the bytes depend on besides the input.
+
+    `samples` gives one item for each sample of its input and leaves `guard.done` of them to `each_sample` to skip.
+    """
 
     name: str
 
     def options(self) -> dict[str, Any]:
-        """What the index notes, by which a resumed run knows its own."""
+        """Options that the index keeps, by which a resumed run recognises its data."""
 
     def samples(self, job: Job, guard: Guard) -> Iterator[dict[str, Any] | Reject]:
         """A job's finished samples in order, a `Reject` where one is left out."""
@@ -85,6 +78,7 @@ class Run:
     dry: bool = False  # say what would be done and write nothing
 
     def validate(self) -> None:
+        """Raise `UserError` for values out of range."""
         self.engine.validate()
         if not 0 <= self.max_bad <= 1:
             raise UserError(f"--max-bad is {self.max_bad}; give a share from 0 to 1")
@@ -99,6 +93,8 @@ class Run:
 
 @dataclass
 class Done:
+    """A finished shard, and how many samples are not in it."""
+
     shard: Shard
     bad: int
     left_out: int
@@ -126,8 +122,8 @@ def make_dataset(stage: Stage, out: Path, jobs: Sequence[Job], run: Run, made_fr
         typer.echo(f"{stage.name}: {counts}" + (f", from {samples} samples" if samples else "") + f": {out}")
         return index
     check_space(out, needed * len(todo) // max(len(jobs), 1))
-    for left in out.glob(".*.tmp"):
-        left.unlink()  # of a run that was killed
+    clear_killed(out, {f".{job.name}.tar.tmp" for job in todo if journal_of(out / QUARANTINE, job.name).exists()})
+    clear_killed(out / QUARANTINE)
     tally = _Tally(run.max_bad, out)
     for name, shard in done.items():
         tally.add(shard.samples, *_counts(out, name.removesuffix(".tar")))
@@ -136,16 +132,16 @@ def make_dataset(stage: Stage, out: Path, jobs: Sequence[Job], run: Run, made_fr
     total, left_over = sum(map(unit, jobs)), sum(map(unit, todo))
     (out / QUARANTINE).mkdir(exist_ok=True)
     work = partial(make_shard, stage, out, run.seconds, run.alone)
-    with sample_progress(stage.name, total, total - left_over) as advance:
-        for job, made in run.engine.run(work, todo, lambda job: blame(out / QUARANTINE, job.name)):
-            tally.add(made.shard.samples, made.bad, made.left_out)
+    with sample_progress(stage.name, total, total - left_over) as advance, Watch(out, todo, unit, advance) as watch:
+        for job, result in run.engine.run(work, todo, lambda job: blame(out / QUARANTINE, job.name)):
+            tally.add(result.shard.samples, result.bad, result.left_out)
             tally.judge(last=len(done) + 1 == len(jobs))
-            done[made.shard.name] = made.shard
+            done[result.shard.name] = result.shard
             index.shards = [done[name] for name in sorted(done)]
             if time.monotonic() - saved > SAVE_EVERY:
                 index.save(out)
                 saved = time.monotonic()
-            advance(unit(job))
+            watch.finished(job)
     if not sum(shard.samples for shard in done.values()):
         raise UserError(f"no sample is left of {len(jobs)} shards; see {out / QUARANTINE} for the reasons")
     index.shards = [done[name] for name in sorted(done)]
@@ -156,53 +152,84 @@ def make_dataset(stage: Stage, out: Path, jobs: Sequence[Job], run: Run, made_fr
 
 def make_shard(stage: Stage, out: Path, seconds: float, alone: bool, job: Job) -> Done:
     """Write one shard and the list of what is not in it; runs in a worker."""
-    rejects: list[Reject] = []
     guard = Guard(out / QUARANTINE, job.name, seconds, alone)
-
-    def good() -> Iterator[dict[str, Any]]:
-        for item in stage.samples(job, guard):
-            if isinstance(item, Reject):
-                rejects.append(item)
-            else:
-                yield item
-
+    part = None
     try:
-        shard = write_shard(out / f"{job.name}.tar", good())
+        part = Part(out / f"{job.name}.tar", journal_of(out / QUARANTINE, job.name))
+        guard.done = part.items
+        for item in stage.samples(job, guard):
+            part.add(item)
         listed = out / QUARANTINE / f"{job.name}.jsonl"
-        if rejects:
-            lines = [json.dumps({k: v for k, v in asdict(r).items() if v}, sort_keys=True) for r in rejects]
+        if part.rejects:
+            lines = [json.dumps({k: v for k, v in asdict(r).items() if v}, sort_keys=True) for r in part.rejects]
             write_atomic(listed, ("\n".join(lines) + "\n").encode())
         else:
             listed.unlink(missing_ok=True)
+        shard = part.finish()
     except OSError as error:
         raise UserError(f"cannot write to {out}: {error.strerror}; make room or give another folder") from error
     finally:
         guard.close()
+        if part is not None:
+            part.close()
     clear_crumb(out / QUARANTINE, job.name)
-    bad = sum(r.kind == BAD for r in rejects)
-    return Done(shard, bad, len(rejects) - bad)
+    bad = sum(r.kind == BAD for r in part.rejects)
+    return Done(shard, bad, len(part.rejects) - bad)
+
+
+class Watch:
+    """Shows how far the unfinished shards are, by their journals, wherever their workers run."""
+
+    def __init__(self, out: Path, jobs: Sequence[Job], unit: Callable[[Job], int], advance: Callable[[int], None]):
+        self.folder, self.unit, self.advance = out / QUARANTINE, unit, advance
+        self._open = {job.name: job for job in jobs}
+        self._shown: dict[str, int] = {}
+        self._lock, self._over = threading.Lock(), threading.Event()
+
+    def __enter__(self) -> "Watch":
+        threading.Thread(target=self._look, daemon=True).start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._over.set()
+
+    def finished(self, job: Job) -> None:
+        """Count a job's remaining samples as done."""
+        with self._lock:
+            del self._open[job.name]
+            self.advance(self.unit(job) - self._shown.pop(job.name, 0))
+
+    def _look(self) -> None:
+        while not self._over.wait(LOOK_EVERY):
+            for journal in self.folder.glob(".*.items"):
+                name, count = journal.stem[1:], items_in(journal)
+                with self._lock:
+                    job = self._open.get(name)
+                    if job is not None and (new := min(count, self.unit(job) - 1) - self._shown.get(name, 0)) > 0:
+                        self._shown[name] = self._shown.get(name, 0) + new
+                        self.advance(new)
 
 
 def each_sample(
     raws: Iterable[dict[str, Any] | Reject], guard: Guard, convert: Callable[[dict[str, Any]], dict[str, Any]]
 ) -> Iterator[dict[str, Any] | Reject]:
-    """Convert samples one by one under guard; what cannot be converted becomes a `Reject`.
+    """Convert samples one by one under guard, behind those that are done; what cannot be becomes a `Reject`.
 
     "__source__" of a sample is where it came from.
     """
-    for raw in raws:
+    for raw in islice(raws, guard.done, None):
         if isinstance(raw, Reject):
             yield raw
             continue
         key, source = raw["__key__"], raw.get("__source__", "")
         try:
             with guard.sample(key):
-                made: dict[str, Any] | Reject = convert(raw)
+                converted: dict[str, Any] | Reject = convert(raw)
         except LeftOut as error:
-            made = Reject(key, str(error), LEFT_OUT, source)
+            converted = Reject(key, str(error), LEFT_OUT, source)
         except UserError as error:
-            made = Reject(key, str(error), BAD, source)
-        yield made
+            converted = Reject(key, str(error), BAD, source)
+        yield converted
 
 
 def dataset_jobs(folder: Path) -> tuple[Index, list[Job]]:
@@ -233,12 +260,12 @@ def meta_of(raw: dict[str, Any]) -> dict[str, Any]:
     Raises:
         UserError: it has none, or it is damaged.
     """
-    where = f"{raw['__key__']} of {raw['__url__']}"
+    place = f"{raw['__key__']} of {raw['__url__']}"
     if schema.META not in raw:
-        raise UserError(f"sample {where} has no json; write the shard again")
-    meta = decode_entry(schema.META, raw[schema.META], where)
+        raise UserError(f"sample {place} has no json; write the shard again")
+    meta = decode_entry(schema.META, raw[schema.META], place)
     if not isinstance(meta, dict):
-        raise UserError(f"the json of sample {where} is no object; write the shard again")
+        raise UserError(f"the json of sample {place} is no object; write the shard again")
     return meta
 
 
@@ -256,19 +283,19 @@ def derive(stage: Stage, folder: Path, out: Path, run: Run) -> Index:
 
 
 def origin(index: Index) -> dict[str, Any]:
-    """What a derived dataset's index says about the one it was made of, and so on back to the first."""
+    """Provenance in a derived dataset's index: the dataset it was made of, and so on back to the first."""
     return {"name": index.name, "fingerprint": index.fingerprint(), "options": index.options}
 
 
-def map_jobs(what: str, work, jobs: Sequence[Job], stands: Callable[[Job], bool], run: Run, blamed=None) -> None:
+def map_jobs(label: str, work, jobs: Sequence[Job], stands: Callable[[Job], bool], run: Run, blamed=None) -> None:
     """Run `work(job)`, which writes files of its own, for all jobs whose files do not stand yet."""
     run.validate()
     todo = [job for job in jobs if not stands(job)]
     if run.dry:
-        typer.echo(f"{what}: {len(jobs)} shards, {len(jobs) - len(todo)} of them done, {len(todo)} to do")
+        typer.echo(f"{label}: {len(jobs)} shards, {len(jobs) - len(todo)} of them done, {len(todo)} to do")
         return
-    total, left = sum(job.samples for job in jobs), sum(job.samples for job in todo)
-    with sample_progress(what, total, total - left) as advance:
+    total, remaining = sum(job.samples for job in jobs), sum(job.samples for job in todo)
+    with sample_progress(label, total, total - remaining) as advance:
         for job, _ in run.engine.run(work, todo, blamed or (lambda job: False)):
             advance(job.samples)
 
@@ -285,9 +312,10 @@ def open_index(out: Path, options: dict[str, Any], planned: int, dry: bool = Fal
     if (out / indexing.FILE).exists():
         index = Index.load(out, require_complete=False)
         if index.options != options:
-            other = [f"{k} was {v!r}, is {options.get(k)!r}" for k, v in index.options.items() if options.get(k) != v]
-            what = "; ".join(text if len(text) < 200 else text[:200] + "..." for text in other) or "other options"
-            raise UserError(f"{out} holds other data ({what}); give another folder")
+            old = index.options.items()
+            changes = [f"{k} was {v!r}, is {options.get(k)!r}" for k, v in old if options.get(k) != v]
+            reason = "; ".join(text if len(text) < 200 else text[:200] + "..." for text in changes)
+            raise UserError(f"{out} holds other data ({reason or 'other options'}); give another folder")
     else:
         if out.exists() and any(out.glob("*.tar")):
             raise UserError(f"{out} holds shards but no index of this command; give an empty folder")
@@ -302,11 +330,11 @@ def open_index(out: Path, options: dict[str, Any], planned: int, dry: bool = Fal
     return index
 
 
-def check_space(folder: Path, needed: int) -> None:
-    free = shutil.disk_usage(folder).free
-    if needed > free:
-        what = f"about {needed / 1e9:.1f} GB are needed and {free / 1e9:.1f} GB are free"
-        raise UserError(f"the disk of {folder} is too full: {what}; make room or ask for fewer samples")
+def clear_killed(folder: Path, but: Container[str] = ()) -> None:
+    """Remove the unfinished files of a run that was killed."""
+    for left in folder.glob(".*.tmp"):
+        if left.name not in but:
+            left.unlink()
 
 
 class _Tally:
@@ -322,8 +350,10 @@ class _Tally:
     def judge(self, last: bool) -> None:
         seen = self.good + self.bad + self.left_out
         if self.bad > self.max_bad * seen and (last or seen >= JUDGED_FROM):
-            what = f"{self.bad} of {seen} samples are bad, more than the share of {self.max_bad:g}"
-            raise UserError(f"{what}; see {self.out / QUARANTINE} for the reasons, then mend them or raise --max-bad")
+            problem = f"{self.bad} of {seen} samples are bad, more than the share of {self.max_bad:g}"
+            raise UserError(
+                f"{problem}; see {self.out / QUARANTINE} for the reasons, then mend them or raise --max-bad"
+            )
 
     def __str__(self) -> str:
         return f"{self.bad} bad and {self.left_out} left out in {QUARANTINE}"
@@ -332,7 +362,10 @@ class _Tally:
 def _counts(out: Path, job: str) -> tuple[int, int]:
     """Bad and left-out samples in a finished shard's list."""
     try:
-        kinds = [json.loads(line)["kind"] for line in (out / QUARANTINE / f"{job}.jsonl").read_text().splitlines()]
+        kinds = [
+            json.loads(line)["kind"]
+            for line in (out / QUARANTINE / f"{job}.jsonl").read_text(encoding="utf-8").splitlines()
+        ]
     except FileNotFoundError:
         return 0, 0
     return kinds.count(BAD), kinds.count(LEFT_OUT)

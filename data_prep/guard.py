@@ -1,7 +1,8 @@
 """Watching over one sample: a limit of time, and a crumb that tells which sample a dead process was at.
 
-Three lines of defence: what a decoder raises is an error of that sample; what takes too long is stopped by a
-signal; what kills the process or never comes back from C leaves its crumb, and the next try passes it over.
+Three lines of defence: what a decoder raises is an error of that sample; what takes too long is stopped, see
+`escdiff.data.limits`; what kills the process or never comes back from C leaves its crumb, and the next try passes it
+over.
 """
 
 import faulthandler
@@ -12,9 +13,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from escdiff.data.limits import time_limit
-from escdiff.errors import UserError
+from escdiff.support.errors import UserError
 
-PATIENCE = 3  # times the limit after which a process that heeds no signal is ended
+PATIENCE = 3  # times the limit after which a process that does not stop is ended
 POISON = "the process reading it died or did not come back"
 
 
@@ -30,8 +31,9 @@ class Guard:
 
     def __init__(self, folder: Path | None, job: str, seconds: float = 0.0, alone: bool = False) -> None:
         self.seconds, self.alone = seconds, alone
+        self.done = 0  # samples of the job that an earlier try finished
         self._poison = poison(folder, job) if folder else set()
-        self._crumb = os.open(_file(folder, job, "at"), os.O_RDWR | os.O_CREAT | os.O_TRUNC) if folder else None
+        self._crumb = open(_file(folder, job, "at"), "wb", buffering=0) if folder else None  # noqa: SIM115
 
     @contextmanager
     def sample(self, key: str) -> Iterator[None]:
@@ -43,8 +45,7 @@ class Guard:
         name = _name(key)
         if name in self._poison:
             raise UserError(f"sample {key} cannot be used: {POISON}; leave it out or save it again")
-        if self._crumb is not None:
-            os.pwrite(self._crumb, name.encode(), 0)
+        self._note(name)
         if self.alone and self.seconds:
             faulthandler.dump_traceback_later(PATIENCE * self.seconds + 1, exit=True, file=self._nowhere())
         try:
@@ -53,24 +54,30 @@ class Guard:
         finally:
             if self.alone and self.seconds:
                 faulthandler.cancel_dump_traceback_later()
-            if self._crumb is not None:
-                os.pwrite(self._crumb, b"-" * len(name), 0)
+            self._note("-" * len(name))
 
     def close(self) -> None:
+        """Close the file of the crumb."""
         if self._crumb is not None:
-            os.close(self._crumb)
+            self._crumb.close()
             self._crumb = None
+
+    def _note(self, text: str) -> None:
+        """Leave a crumb; what is written stays when the process dies."""
+        if self._crumb is not None:
+            self._crumb.seek(0)
+            self._crumb.write(text.encode())
 
     def _nowhere(self):
         if not hasattr(self, "_sink"):
-            self._sink = open(os.devnull, "w")  # noqa: SIM115
+            self._sink = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
         return self._sink
 
 
 def poison(folder: Path, job: str) -> set[str]:
     """The samples of a job that killed a process."""
     try:
-        return set(_file(folder, job, "poison").read_text().split())
+        return set(_file(folder, job, "poison").read_text(encoding="utf-8").split())
     except OSError:
         return set()
 
@@ -81,17 +88,18 @@ def blame(folder: Path, job: str) -> bool:
     Returns whether there was one that had not been marked before.
     """
     try:
-        name = _file(folder, job, "at").read_text()
+        name = _file(folder, job, "at").read_text(encoding="utf-8")
     except OSError:
         return False
     if not name or "-" in name or name in poison(folder, job):
         return False
-    with open(_file(folder, job, "poison"), "a") as file:
+    with open(_file(folder, job, "poison"), "a", encoding="utf-8") as file:
         file.write(name + "\n")
     return True
 
 
 def clear_crumb(folder: Path, job: str) -> None:
+    """Remove the note of the sample that a job's process died at."""
     _file(folder, job, "at").unlink(missing_ok=True)
 
 

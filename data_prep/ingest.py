@@ -17,13 +17,13 @@ from data_prep.dataset import Job, LeftOut, Reject, Run, each_sample, make_datas
 from data_prep.guard import Guard
 from data_prep.sources import Plan
 from escdiff.data import schema
-from escdiff.data.images import Picture, decode_picture, read_file
 from escdiff.data.index import Index
 from escdiff.data.limits import Limits
+from escdiff.data.pictures import Picture, decode_picture, read_file
 from escdiff.data.shards import encode_jpeg, encode_json, encode_png
-from escdiff.errors import UserError
+from escdiff.support.errors import UserError
 
-FORMAT = 1  # raise when the same options would give other bytes
+FORMAT = 2  # raise when the same options would give other bytes
 TEXTS = ("caption", "category", "licence", "source", "object")
 
 
@@ -38,21 +38,23 @@ class Ingest:
     name: str = "ingest"
 
     def options(self) -> dict[str, Any]:
+        """See `Stage`."""
         limits = asdict(self.limits)
         limits.pop("seconds")  # belongs to the machine, not to the data
         return {"format": FORMAT, **limits, **{k: getattr(self, k) for k in ("max_side", "min_side", "licence")}}
 
     def samples(self, job: Job, guard: Guard) -> Iterator[dict[str, Any] | Reject]:
+        """See `Stage`."""
         yield from each_sample(job.source.candidates(), guard, self.convert)
 
-    def convert(self, found: dict[str, Any]) -> dict[str, Any]:
+    def convert(self, candidate: dict[str, Any]) -> dict[str, Any]:
         """A candidate of `data_prep.sources` as a sample of bytes.
 
         Raises:
             UserError: its picture or mask cannot be used.
         """
-        name, limits = found["__source__"], self.limits
-        data = _bytes(found["data"], name, limits)
+        name, limits = candidate["__source__"], self.limits
+        data = _bytes(candidate["data"], name, limits)
         picture = decode_picture(data, name, limits.max_pixels)
         if min(picture.rgb.size) < self.min_side:
             size = "x".join(map(str, picture.rgb.size))
@@ -63,9 +65,9 @@ class Ingest:
         else:
             kind = "jpg" if picture.format in ("JPEG", "MPO") else "png"
             data = encode_jpeg(image) if kind == "jpg" else encode_png(image)
-        mask, origin = _mask(found.get("mask"), picture, name, limits)
-        meta = {**self.facts(found["meta"]), "original": _original(picture)}
-        sample = {"__key__": found["__key__"], kind: data}
+        mask, origin = _mask(candidate.get("mask"), picture, name, limits)
+        meta = {**self.facts(candidate["meta"]), "original": _original(picture)}
+        sample = {"__key__": candidate["__key__"], kind: data}
         if mask is not None:
             meta["mask"] = origin
             sample[schema.MASK] = encode_png(mask.resize(image.size, Image.Resampling.BILINEAR))
@@ -85,8 +87,8 @@ def ingest(plan: Plan, out: Path, stage: Ingest, run: Run) -> Index:
     Raises:
         UserError: as `make_dataset`.
     """
-    if plan.passed_over:
-        typer.echo(f"passed over, as they are neither pictures nor belong to one: {plan.passed_over}", err=True)
+    for remark in plan.remarks:
+        typer.echo(remark, err=True)
     return make_dataset(stage, out, plan.jobs, run, {"input": plan.fingerprint})
 
 
@@ -109,11 +111,11 @@ def _shrunk(image: Image.Image, max_side: int) -> Image.Image:
     return image.resize(size, Image.Resampling.LANCZOS)
 
 
-def _mask(given: bytes | Path | None, picture: Picture, name: str, limits: Limits):
+def _mask(source: bytes | Path | None, picture: Picture, name: str, limits: Limits):
     """(mask in mode L, where it is from), or (None, "")."""
-    if given is None:
+    if source is None:
         return picture.alpha, "alpha"
-    mask = decode_picture(_bytes(given, f"mask of {name}", limits), f"mask of {name}", limits.max_pixels).rgb
+    mask = decode_picture(_bytes(source, f"mask of {name}", limits), f"mask of {name}", limits.max_pixels).rgb
     ratios = [a / b for a, b in zip(mask.size, picture.rgb.size, strict=True)]
     if max(ratios) > 1.02 * min(ratios):
         sizes = " and ".join(f"{w}x{h}" for w, h in (mask.size, picture.rgb.size))
@@ -122,10 +124,9 @@ def _mask(given: bytes | Path | None, picture: Picture, name: str, limits: Limit
 
 
 def _original(picture: Picture) -> dict[str, Any]:
-    """What the file was, where that is more than its pixels say."""
+    """Facts about the original file that its pixels do not show."""
     facts: dict[str, Any] = {"format": picture.format, "mode": picture.mode, "size": list(picture.rgb.size)}
     if picture.frames > 1:
         facts["frames"] = picture.frames
-    if picture.turned:
-        facts["turned"] = True
+    facts |= {name: True for name in ("turned", "profiled") if getattr(picture, name)}
     return facts

@@ -15,14 +15,15 @@ import typer
 from PIL import Image, ImageOps
 from skimage.color import rgb2hsv
 
-from data_prep.dataset import QUARANTINE, WORK, Job, Run, dataset_jobs, map_jobs, read_input
+from data_prep.dataset import QUARANTINE, WORK, Job, Run, clear_killed, dataset_jobs, map_jobs, read_input
 from data_prep.guard import Guard
 from data_prep.page import write_page
 from escdiff.data import schema
-from escdiff.data.images import expand
-from escdiff.data.index import Index, write_atomic
+from escdiff.data.index import Index
+from escdiff.data.pictures import expand
 from escdiff.data.shards import decode
-from escdiff.errors import UserError
+from escdiff.support.errors import UserError
+from escdiff.support.files import write_atomic
 
 FOLDER, PAGE, DATA = "inspect", "inspect.html", "inspect.json"
 THUMBS, SIDE = 60, 96  # pictures on the contact sheet, and their side in pixels
@@ -43,16 +44,17 @@ def inspect(folder: Path, run: Run) -> dict[str, Any] | None:
     work = folder / WORK / f"{FOLDER}-{index.fingerprint()}"
     if not run.dry:
         work.mkdir(parents=True, exist_ok=True)
-    each = -(-THUMBS // len(jobs))
-    look = partial(look_at_shard, work, each, run.seconds, run.alone)
+        clear_killed(folder)
+    per_shard = -(-THUMBS // len(jobs))
+    look = partial(look_at_shard, work, per_shard, run.seconds, run.alone)
     map_jobs("inspect", look, jobs, lambda job: (work / f"{job.name}.json").is_file(), run)
     if run.dry:
         return None
-    parts = [json.loads((work / f"{job.name}.json").read_text()) for job in jobs]
-    found = merge(parts)
-    summary = {**_facts(folder, index), **{k: v for k, v in found.items() if k != "thumbs"}}
+    parts = [json.loads((work / f"{job.name}.json").read_text(encoding="utf-8")) for job in jobs]
+    merged = merge(parts)
+    summary = {**_facts(folder, index), **{k: v for k, v in merged.items() if k != "thumbs"}}
     write_atomic(folder / DATA, json.dumps(summary, indent=1, sort_keys=True).encode())
-    write_page(folder / PAGE, folder.name, summary, found["thumbs"][:: max(len(found["thumbs"]) // THUMBS, 1)])
+    write_page(folder / PAGE, folder.name, summary, merged["thumbs"][:: max(len(merged["thumbs"]) // THUMBS, 1)])
     shutil.rmtree(folder / WORK)
     samples, broken = summary["samples"], len(summary["broken"])
     typer.echo(f"inspect: {samples} samples, {broken} of them broken: {folder / PAGE}")
@@ -62,24 +64,24 @@ def inspect(folder: Path, run: Run) -> dict[str, Any] | None:
 def look_at_shard(work: Path, thumbs: int, seconds: float, alone: bool, job: Job) -> None:
     """Count one shard's samples into a json file."""
     counts: dict[str, Counter] = {name: Counter() for name in COUNTED}
-    found: dict[str, Any] = {"seen": 0, "broken": [], "thumbs": []}
+    report: dict[str, Any] = {"seen": 0, "broken": [], "thumbs": []}
     guard = Guard(None, job.name, seconds, alone)
     every = max(job.samples // thumbs, 1)
     for number, raw in enumerate(read_input(job.source)):
-        found["seen"] += 1
+        report["seen"] += 1
         try:
             with guard.sample(raw["__key__"]):
-                kept = {k: v for k, v in raw.items() if k.startswith("__") or k in WANTED}
-                sample = decode(kept)
+                entries = {k: v for k, v in raw.items() if k.startswith("__") or k in WANTED}
+                sample = decode(entries)
                 schema.validate(sample)
                 picture = sample[schema.image_key(sample)]
                 for name, value in measure(sample, picture).items():
                     counts[name].update(value if isinstance(value, list) else [value])
-                if number % every == 0 and len(found["thumbs"]) < thumbs:
-                    found["thumbs"].append([raw["__key__"], _thumb(picture, sample), sample[schema.META]["caption"]])
+                if number % every == 0 and len(report["thumbs"]) < thumbs:
+                    report["thumbs"].append([raw["__key__"], _thumb(picture, sample), sample[schema.META]["caption"]])
         except UserError as error:
-            found["broken"].append([raw["__key__"], str(error)])
-    write_atomic(work / f"{job.name}.json", json.dumps({**found, **counts}).encode())
+            report["broken"].append([raw["__key__"], str(error)])
+    write_atomic(work / f"{job.name}.json", json.dumps({**report, **counts}).encode())
 
 
 WANTED = (*schema.IMAGES, schema.META, schema.MASK)
@@ -120,7 +122,7 @@ def merge(parts: list[dict[str, Any]]) -> dict[str, Any]:
 def _facts(folder: Path, index: Index) -> dict[str, Any]:
     kinds = Counter()
     for file in (folder / QUARANTINE).glob("*.jsonl"):
-        kinds.update(json.loads(line)["kind"] for line in file.read_text().splitlines())
+        kinds.update(json.loads(line)["kind"] for line in file.read_text(encoding="utf-8").splitlines())
     return {
         "samples": index.samples, "shards": len(index.shards), "bytes": sum(s.bytes for s in index.shards),
         QUARANTINE: dict(kinds), "options": index.options,

@@ -1,4 +1,4 @@
-"""How alike two pictures are in outline and in colour.
+"""Likeness of two pictures in outline and in colour.
 
 Pixels are (3, H, W) in [-1, 1], masks (1, H, W) with 1 on the object; everything is measured at 64 pixels.
 """

@@ -1,41 +1,38 @@
-"""Models by name for the stages that use them: loaded once per process, weights from safetensors, no foreign code."""
-
-import functools
-from pathlib import Path
-from typing import Any
+"""Models for the stages: on which device this process runs them, and CLIP's embeddings."""
 
 import numpy as np
 import torch
 from PIL import Image
 
 from escdiff.backbone import mini_folder
-from escdiff.errors import UserError
-from escdiff.quiet import quiet_libraries
+from escdiff.data.pretrained import load_model, one_thread
+from escdiff.support.errors import UserError
+from escdiff.support.jobs.processes import place
 
 
-@functools.lru_cache(2)
-def load(kind: str, name: str, processor: str = "AutoProcessor") -> tuple[Any, Any]:
-    """(model, processor) of a folder or hub id, frozen, on the GPU if there is one.
-
-    Args:
-        kind, processor: names of transformers' Auto classes, e.g. "AutoModel".
+def device_here(device: str = "auto") -> str:
+    """The device of this process: with "auto" each worker has a GPU of its own as long as there are some.
 
     Raises:
-        UserError: they cannot be loaded.
+        UserError: it is not there.
     """
-    import transformers
+    gpus = torch.cuda.device_count()
+    if device == "auto":
+        return f"cuda:{place() % gpus}" if gpus else "cpu"
+    kind, _, number = device.partition(":")
+    counts = {"cpu": 1, "cuda": gpus, "mps": int(torch.backends.mps.is_available())}
+    if number not in ("", *map(str, range(counts.get(kind, 0)))) or not counts.get(kind):
+        names = ", ".join(f"{name} ({count})" for name, count in counts.items() if count)
+        raise UserError(f"--device is {device}; give auto or one of those here: {names}")
+    return device
 
-    quiet_libraries()
-    torch.set_num_threads(1)  # the processes fill the cores, and more threads may sum in another order
-    source = str(Path(name).expanduser()) if Path(name).expanduser().is_dir() else name
-    try:
-        model = getattr(transformers, kind).from_pretrained(source, use_safetensors=True, dtype=torch.float32)
-        reader = getattr(transformers, processor).from_pretrained(source)
-    except (OSError, ValueError, KeyError, ImportError) as error:
-        what = " ".join(str(error).split())[:300]
-        raise UserError(f"the model {name} cannot be loaded ({what}); give a folder or hub id of its kind") from error
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    return model.to(device).eval().requires_grad_(False), reader
+
+def workers_for(device: str) -> int:
+    """Processes that a model's stage starts by default: one per GPU, else one per core (0)."""
+    device_here(device)
+    if device == "auto":
+        return torch.cuda.device_count()
+    return 0 if device == "cpu" else 1
 
 
 def clip_name(name: str) -> str:
@@ -44,15 +41,16 @@ def clip_name(name: str) -> str:
 
 
 @torch.inference_mode()
-def clip_features(name: str, pictures: list[Image.Image]) -> np.ndarray:
+def clip_features(name: str, pictures: list[Image.Image], device: str = "cpu", dtype: str = "float32") -> np.ndarray:
     """Image embeddings (B, D) float32 of unit length.
 
     Raises:
         UserError: no such model, or it has no image embeddings.
     """
-    model, processor = load("AutoModel", clip_name(name), "AutoImageProcessor")
+    model, processor = load_model("AutoModel", clip_name(name), "AutoImageProcessor", device, dtype)
     if not hasattr(model, "get_image_features"):
         raise UserError(f"the model {name} has no image embeddings; give a CLIP or SigLIP")
-    pixels = processor(images=pictures, return_tensors="pt")["pixel_values"].to(model.device)
-    features = model.get_image_features(pixel_values=pixels).pooler_output.float()
-    return torch.nn.functional.normalize(features, dim=-1).cpu().numpy()
+    pixels = processor(images=pictures, return_tensors="pt")["pixel_values"].to(model.device, model.dtype)
+    with one_thread():
+        features = model.get_image_features(pixel_values=pixels).pooler_output.float()
+        return torch.nn.functional.normalize(features, dim=-1).cpu().numpy()

@@ -4,7 +4,7 @@ import html
 from pathlib import Path
 from typing import Any
 
-from escdiff.data.index import write_atomic
+from escdiff.support.files import write_atomic
 
 LISTED = 50  # broken samples
 HEADS = {
@@ -48,8 +48,8 @@ def write_page(path: Path, name: str, summary: dict[str, Any], thumbs: list[list
         more = f"<p>and {len(broken) - LISTED} more</p>" if len(broken) > LISTED else ""
         rows = "".join(f"<tr><td>{_t(key)}<td>{_t(why)}" for key, why in broken[:LISTED])
         parts.append(f"<h2>Broken</h2><table>{rows}</table>{more}")
-    made = "\n".join(f"{k}: {v}" for k, v in summary["options"].items())
-    parts.append(f"<h2>Made with</h2><pre>{_t(made)}</pre></html>")
+    options = "\n".join(f"{k}: {v}" for k, v in summary["options"].items())
+    parts.append(f"<h2>Made with</h2><pre>{_t(options)}</pre></html>")
     write_atomic(path, "\n".join(parts).encode("utf-8", "replace"))
 
 

@@ -1,11 +1,11 @@
-"""`pairs`: a shape reference and an appearance reference for every sample, measured before they are kept.
+"""`pairs`: which references training may draw for every sample, measured beforehand.
 
-Where the data say which samples show the same object (`object` in the json), another picture of it is taken if
-its outline (shape) or its colours (appearance) agree; else a view of the picture itself in which the other
-attribute is destroyed. A picture for which no good view is found is left out.
+Training draws references anew at every visit. Where the data say which samples show the same object (`object` in the
+json), those of its other pictures are listed whose outline (`same_shape`) or colours (`same_appearance`) agree. For the
+rest training draws views of the picture itself in which the other attribute is destroyed; a picture for which no good
+view is found is left out.
 """
 
-import hashlib
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
@@ -19,20 +19,23 @@ from torch import Tensor
 from data_prep.dataset import Job, LeftOut, Reject, Run, derive, each_sample, entries, meta_of, read_input
 from data_prep.guard import Guard
 from data_prep.likeness import colour_change, colour_distance, outline_overlap, same_arrangement
+from escdiff.concept import ATTRIBUTES
 from escdiff.data import schema, views
-from escdiff.data.images import to_pil, to_pixels
 from escdiff.data.index import Index
-from escdiff.data.shards import encode_jpeg, encode_json
-from escdiff.errors import UserError
+from escdiff.data.photos.objects import number_of
+from escdiff.data.photos.samples import AGREE
+from escdiff.data.pictures import to_pixels
+from escdiff.data.shards import encode_json
+from escdiff.support.errors import UserError
 
-ATTRIBUTES = {"shape": schema.SHAPE_VIEW, "appearance": schema.APPEARANCE_VIEW}
+COMPARED = 8  # pictures of an object with which each of them is compared
 
 
 @dataclass(frozen=True)
 class Pairs:
     """The stage. Distances are in CIE Lab, where 2 is just seen and 100 lies between black and white."""
 
-    size: int = 512  # pixels; side of the references
+    size: int = 224  # pixels; side at which pictures are compared
     seed: int = 0
     tries: int = 8  # views drawn before a picture is left out
     min_overlap: float = 0.6  # IoU of the outlines of target and shape reference, both cut to their boxes
@@ -42,31 +45,34 @@ class Pairs:
     name: str = "pairs"
 
     def validate(self) -> None:
+        """Raise `UserError` for values out of range."""
         if self.size < 16 or self.tries < 1:
             raise UserError(f"--size is {self.size} and --tries {self.tries}; give at least 16 and 1")
         if not 0 <= self.min_overlap <= 1:
             raise UserError(f"--min-overlap is {self.min_overlap}; give a share from 0 to 1")
 
     def options(self) -> dict[str, Any]:
+        """See `Stage`."""
         return {key: value for key, value in asdict(self).items() if key != "name"}
 
     def samples(self, job: Job, guard: Guard) -> Iterator[dict[str, Any] | Reject]:
+        """See `Stage`."""
         kin = self.kin(job, guard)
         yield from each_sample(read_input(job.source), guard, lambda raw: self.convert(raw, kin))
 
     def kin(self, job: Job, guard: Guard) -> dict[str, list[dict[str, Any]]]:
         """object -> its raw samples, for the objects that have several in this shard."""
-        found = defaultdict(list)
+        by_object = defaultdict(list)
         for raw in read_input(job.source):
             try:
                 with guard.sample(raw["__key__"]):
                     name = meta_of(raw).get("object")
                     if name is not None:
                         self.read(raw)
-                        found[str(name)].append(raw)
+                        by_object[str(name)].append(raw)
             except UserError:
                 continue  # the second reading says so
-        return {name: rows for name, rows in found.items() if len(rows) > 1}
+        return {name: rows for name, rows in by_object.items() if len(rows) > 1}
 
     def read(self, raw: dict[str, Any]) -> tuple[Tensor, Tensor | None]:
         """Pixels (3, S, S) in [-1, 1] and mask (1, S, S), as training will cut them."""
@@ -76,33 +82,29 @@ class Pairs:
         return pixels, None if mask is None else (to_pixels(mask.convert("RGB"), self.size)[:1] > 0).float()
 
     def convert(self, raw: dict[str, Any], kin: dict) -> dict[str, Any]:
+        """The sample with the references that are good for it."""
         pixels, mask = self.read(raw)
         meta = meta_of(raw)
-        seed = int.from_bytes(hashlib.sha256(raw["__key__"].encode()).digest()[:8], "big")
-        others = [other for other in kin.get(str(meta.get("object")), ()) if other["__key__"] != raw["__key__"]]
-        made: dict[str, Any] = {}
-        notes = {}
-        for number, (attribute, entry) in enumerate(ATTRIBUTES.items()):
-            rng = np.random.default_rng([self.seed, seed, number])
+        relatives = [other for other in kin.get(str(meta.get("object")), ()) if other["__key__"] != raw["__key__"]]
+        lists, notes = {}, {}
+        for number, attribute in enumerate(ATTRIBUTES):
+            rng = np.random.default_rng([self.seed, number_of(raw["__key__"]), number])
             judge = self.judge_shape if attribute == "shape" else self.judge_appearance
-            reference, notes[attribute] = self.same_object(pixels, mask, others, judge, rng) or self.view(
-                pixels, mask, attribute, rng
-            )
-            made[entry] = encode_jpeg(to_pil(reference))
-        kept = {k: v for k, v in raw.items() if k not in ("__url__", schema.META)}
-        return {**kept, **made, schema.META: encode_json({**meta, "references": notes})}
+            agreeing = self.agreeing(pixels, mask, relatives, judge, rng)
+            if relatives:
+                lists[AGREE[attribute]] = sorted(agreeing)
+            notes[attribute] = agreeing or self.view(pixels, mask, attribute, rng)
+        entries = {k: v for k, v in raw.items() if k not in ("__url__", schema.META)}
+        return {**entries, schema.META: encode_json({**meta, **lists, "references": notes})}
 
-    def same_object(self, pixels, mask, others, judge: Callable, rng) -> tuple[Tensor, dict] | None:
-        """Another picture of the object that agrees in the attribute, if there is one."""
-        for i in rng.permutation(len(others)):
-            picture, its_mask = self.read(others[i])
-            scores = judge(pixels, mask, picture, its_mask)
+    def agreeing(self, pixels, mask, relatives, judge: Callable, rng) -> dict[str, dict[str, float]]:
+        """Key -> measures of the object's other pictures that agree in the attribute."""
+        agreed = {}
+        for i in rng.permutation(len(relatives))[:COMPARED]:
+            scores = judge(pixels, mask, *self.read(relatives[i]))
             if all(good for _, good in scores.values()):
-                return picture, {
-                    "of": others[i]["__key__"],
-                    **{name: round(value, 3) for name, (value, _) in scores.items()},
-                }
-        return None
+                agreed[relatives[i]["__key__"]] = _rounded(scores)
+        return agreed
 
     def judge_shape(self, pixels, mask, other, its_mask) -> dict[str, tuple[float, bool]]:
         """Measures by name, each with whether it is good enough. Without masks nothing tells that outlines agree."""
@@ -110,46 +112,51 @@ class Pairs:
         return {"overlap": (overlap, overlap >= self.min_overlap)}
 
     def judge_appearance(self, pixels, mask, other, its_mask) -> dict[str, tuple[float, bool]]:
+        """Figure and verdict: whether another picture has the same colours."""
         distance = colour_distance(pixels, other, mask, its_mask)
         return {"distance": (distance, distance <= self.max_distance)}
 
-    def view(self, pixels: Tensor, mask: Tensor | None, attribute: str, rng) -> tuple[Tensor, dict]:
-        """A destroyed view of the picture itself that passes the measures.
+    def view(self, pixels: Tensor, mask: Tensor | None, attribute: str, rng) -> dict[str, float]:
+        """The measures of a destroyed view of the picture itself that is good enough.
 
         Raises:
-            LeftOut: none of `tries` does.
+            LeftOut: none of `tries` is.
         """
         draw = self.draw_shape if attribute == "shape" else self.draw_appearance
         for _ in range(self.tries):
-            view, scores = draw(pixels, mask, rng)
+            scores = draw(pixels, mask, rng)
             if all(good for _, good in scores.values()):
-                return view, {name: round(value, 3) for name, (value, _) in scores.items()}
+                return _rounded(scores)
         shown = ", ".join(f"{name} {value:.2f}" for name, (value, good) in scores.items() if not good)
         raise LeftOut(f"no good {attribute} view in {self.tries} tries ({shown})")
 
-    def draw_shape(self, pixels, mask, rng) -> tuple[Tensor, dict[str, tuple[float, bool]]]:
+    def draw_shape(self, pixels, mask, rng) -> dict[str, tuple[float, bool]]:
         recoloured = views.recolor(pixels, rng)
         change = colour_change(pixels, recoloured, mask)
-        known = torch.ones_like(pixels[:1]) if mask is None else mask
-        moved = views.reframe(torch.cat([recoloured, known * 2 - 1]), rng)
+        covered = torch.ones_like(pixels[:1]) if mask is None else mask
+        _, outline = views.reframe_both(recoloured, covered, rng)
         scores = {"change": (change, change >= self.min_change)}
         if mask is not None:
-            overlap = outline_overlap(mask, (moved[3:] > 0).float())
+            overlap = outline_overlap(mask, outline)
             scores["overlap"] = (overlap, overlap >= self.min_overlap)
-        return moved[:3], scores
+        return scores
 
-    def draw_appearance(self, pixels, mask, rng) -> tuple[Tensor, dict[str, tuple[float, bool]]]:
+    def draw_appearance(self, pixels, mask, rng) -> dict[str, tuple[float, bool]]:
         view = views.appearance_view(pixels, rng, mask)
         distance = colour_distance(pixels, view, mask, None)
         arranged = same_arrangement(pixels, view)
-        return view, {
+        return {
             "distance": (distance, distance <= self.max_distance),
             "arrangement": (arranged, arranged <= self.max_arrangement),
         }
 
 
+def _rounded(scores: dict[str, tuple[float, bool]]) -> dict[str, float]:
+    return {name: round(value, 3) for name, (value, _) in scores.items()}
+
+
 def pairs(folder: Path, out: Path, stage: Pairs, run: Run) -> Index:
-    """Make the dataset `out` with references.
+    """Make the dataset `out` of what has references.
 
     Raises:
         UserError: bad options, no such dataset.

@@ -7,9 +7,9 @@ from typing import Any
 
 from data_prep.dataset import Job
 from data_prep.lists import known
-from data_prep.optional import need
 from data_prep.sources import NAME, Plan, key
-from escdiff.errors import UserError
+from escdiff.support.errors import UserError
+from escdiff.support.optional import need
 
 
 @dataclass(frozen=True)
@@ -23,6 +23,7 @@ class Rows:
     column: str
 
     def candidates(self) -> Iterator[dict[str, Any]]:
+        """The rows, with their labels by name."""
         datasets = need("datasets", "reading a saved dataset")
         rows = _split(datasets, Path(self.folder), self.split)
         rows = rows.cast_column(self.column, datasets.Image(decode=False))  # our own decoder reads the bytes
@@ -59,14 +60,14 @@ def saved_plan(folder: Path, shard_size: int, split: str | None) -> Plan:
 
 def _split(datasets, folder: Path, split: str | None):
     try:
-        found = datasets.load_from_disk(str(folder))
+        dataset = datasets.load_from_disk(str(folder))
     except (OSError, ValueError) as error:
         raise UserError(f"{folder} is no readable saved dataset ({error}); save it again") from error
-    if not isinstance(found, datasets.DatasetDict):
-        return found
-    if split not in found:
-        raise UserError(f"{folder} has the splits {', '.join(found)}; name one of them with --split")
-    return found[split]
+    if not isinstance(dataset, datasets.DatasetDict):
+        return dataset
+    if split not in dataset:
+        raise UserError(f"{folder} has the splits {', '.join(dataset)}; name one of them with --split")
+    return dataset[split]
 
 
 def _labels(features, facts: dict[str, Any]) -> dict[str, Any]:

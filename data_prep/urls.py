@@ -16,10 +16,10 @@ from typing import Any
 import typer
 
 from data_prep.dataset import LEFT_OUT, Reject, Run
-from data_prep.optional import need
 from data_prep.sources import Plan, Tar, shards_plan
-from escdiff.data.images import expand
-from escdiff.errors import UserError
+from escdiff.data.pictures import expand
+from escdiff.support.errors import UserError
+from escdiff.support.optional import need
 
 FOLDER = ".fetched"  # in the new dataset's folder
 KINDS = {".txt": "txt", ".csv": "csv", ".tsv": "tsv", ".jsonl": "jsonl", ".parquet": "parquet"}
@@ -45,7 +45,7 @@ def fetched_plan(source: Path, out: Path, shard_size: int, program: str, run: Ru
         quiet = {**os.environ, "NO_ALBUMENTATIONS_UPDATE": "1"}  # else it asks the network for news of itself
         if subprocess.run(command, env=quiet).returncode:
             raise UserError(f"img2dataset failed on {source}; see its messages above, then give the same command again")
-        done.write_text(json.dumps([str(source), source.stat().st_size, shard_size]))
+        done.write_text(json.dumps([str(source), source.stat().st_size, shard_size]), encoding="utf-8")
     tars = sorted((out / FOLDER).glob("*.tar"))
     if not tars:
         raise UserError(f"none of the addresses in {source} could be fetched; see the reports in {out / FOLDER}")
@@ -63,10 +63,10 @@ class Fetched(Tar):
         for row in parquet.read_table(Path(self.path).with_suffix(".parquet")).to_pylist():
             if row.get("status") != "success":
                 yield Reject(str(row.get("key", "?")), f"not fetched: {row.get('error_message')}", LEFT_OUT, row["url"])
-        for found in super().candidates():
-            if isinstance(found, dict):
-                found["meta"]["source"] = found["meta"].get("url") or found["meta"]["source"]
-            yield found
+        for candidate in super().candidates():
+            if isinstance(candidate, dict):
+                candidate["meta"]["source"] = candidate["meta"].get("url") or candidate["meta"]["source"]
+            yield candidate
 
 
 def fetch_command(source: Path, out: Path, shard_size: int, program: str, run: Run) -> list[str]:
@@ -94,20 +94,20 @@ def fetch_command(source: Path, out: Path, shard_size: int, program: str, run: R
 
 
 def _columns(source: Path) -> dict[str, str]:
-    """Which column is the caption, and which are kept besides."""
+    """Options of img2dataset for the list's columns: the caption's, and those kept besides."""
     from data_prep.lists import NAMES, read_rows
 
     first = next(iter(read_rows(source)), {})
     if "url" not in first:
         raise UserError(f"{source} has the columns {', '.join(first)}; expected one named url")
     captions = [name for name in first if NAMES.get(name, name) == "caption"][:1]
-    others = [name for name in first if name not in ("url", *captions)]
-    kept = {"save_additional_columns": json.dumps(others)} if others else {}
-    return {**({"caption_col": captions[0]} if captions else {}), **kept}
+    columns = [name for name in first if name not in ("url", *captions)]
+    options = {"save_additional_columns": json.dumps(columns)} if columns else {}
+    return {**({"caption_col": captions[0]} if captions else {}), **options}
 
 
 def _stamp(path: Path) -> list | None:
     try:
-        return json.loads(path.read_text())
+        return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None

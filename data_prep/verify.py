@@ -14,10 +14,11 @@ from typing import Any
 from data_prep.dataset import WORK, Job, Run, map_jobs
 from data_prep.guard import Guard
 from escdiff.data import schema
-from escdiff.data.images import expand
-from escdiff.data.index import Index, Shard, sha256, write_atomic
+from escdiff.data.index import Index, Shard, sha256
+from escdiff.data.pictures import expand
 from escdiff.data.shards import decode, read_raw
-from escdiff.errors import UserError
+from escdiff.support.errors import UserError
+from escdiff.support.files import write_atomic
 
 FOLDER = "verify"
 LISTED = 20  # problems named per shard
@@ -25,7 +26,7 @@ LISTED = 20  # problems named per shard
 
 @dataclass(frozen=True)
 class Report:
-    """What was found: samples read, and the problems by shard."""
+    """The result of a check: samples read, and problems by shard."""
 
     samples: int
     shards: int
@@ -34,7 +35,7 @@ class Report:
     def __str__(self) -> str:
         if not self.problems:
             return f"{self.samples} samples in {self.shards} shards are as the index says"
-        lines = [f"{name}: {what}" for name, found in self.problems.items() for what in found]
+        lines = [f"{name}: {problem}" for name, problems in self.problems.items() for problem in problems]
         return "\n".join([*lines, f"{len(self.problems)} of {self.shards} shards are not as they should be"])
 
 
@@ -57,13 +58,13 @@ def verify(folder: Path, run: Run, decoded: bool = True) -> Report | None:
     if run.dry:
         return None
     problems: dict[str, list[str]] = {}
-    found = [json.loads(_file(folder, job.name).read_text()) for job in jobs]
-    problems = {job.name + ".tar": f["problems"] for job, f in zip(jobs, found, strict=True) if f["problems"]}
-    _whole(folder, index, found, problems)
+    reports = [json.loads(_file(folder, job.name).read_text(encoding="utf-8")) for job in jobs]
+    problems = {job.name + ".tar": f["problems"] for job, f in zip(jobs, reports, strict=True) if f["problems"]}
+    _whole(folder, index, reports, problems)
     shutil.rmtree(work)
     if not any((folder / WORK).iterdir()):
         (folder / WORK).rmdir()
-    return Report(sum(f["samples"] for f in found), len(jobs), problems)
+    return Report(sum(f["samples"] for f in reports), len(jobs), problems)
 
 
 def check_shard(folder: Path, decoded: bool, seconds: float, alone: bool, job: Job) -> None:
@@ -79,7 +80,7 @@ def check_shard(folder: Path, decoded: bool, seconds: float, alone: bool, job: J
         elif sha256(path) != shard.sha256:
             problems.append("its SHA-256 differs from the index")
         guard = Guard(None, job.name, seconds, alone)
-        for raw in read_raw(path, lambda offset, what: problems.append(f"{what} at byte {offset}")):
+        for raw in read_raw(path, lambda offset, problem: problems.append(_where(offset, problem))):
             keys.append(raw["__key__"])
             try:
                 with guard.sample(raw["__key__"]):
@@ -95,19 +96,23 @@ def check_shard(folder: Path, decoded: bool, seconds: float, alone: bool, job: J
     if len(problems) > LISTED:
         problems = [*problems[:LISTED], f"and {len(problems) - LISTED} more"]
     ends = [min(keys), max(keys)] if keys else []
-    found = {"samples": len(keys), "distinct": len(set(keys)), "ends": ends, "problems": problems}
-    write_atomic(_file(folder, job.name), json.dumps(found).encode())
+    report = {"samples": len(keys), "distinct": len(set(keys)), "ends": ends, "problems": problems}
+    write_atomic(_file(folder, job.name), json.dumps(report).encode())
+
+
+def _where(offset: int, problem: str) -> str:
+    return f"{problem} at byte {offset}" if offset >= 0 else problem
 
 
 def _check(raw: dict[str, Any], decoded: bool) -> None:
     schema.image_key(raw)
     if decoded:
-        kept = {k: v for k, v in raw.items() if k.startswith("__") or k in schema.KNOWN}
-        schema.validate(decode(kept))
+        entries = {k: v for k, v in raw.items() if k.startswith("__") or k in schema.KNOWN}
+        schema.validate(decode(entries))
 
 
-def _whole(folder: Path, index: Index, found: list[dict], problems: dict[str, list[str]]) -> None:
-    """What no single shard shows."""
+def _whole(folder: Path, index: Index, reports: list[dict], problems: dict[str, list[str]]) -> None:
+    """Add the problems that no single shard shows."""
     if not index.complete:
         state = f"{len(index.shards)} of {index.planned} shards; run its command again"
         problems["index.json"] = [f"the dataset is unfinished, {state}"]
@@ -115,11 +120,11 @@ def _whole(folder: Path, index: Index, found: list[dict], problems: dict[str, li
     for path in sorted(folder.glob("*.tar")):
         if path.name not in listed:
             problems[path.name] = ["is not in the index"]
-    ranges = sorted((f["ends"], shard.name) for f, shard in zip(found, index.shards, strict=True) if f["ends"])
+    ranges = sorted((f["ends"], shard.name) for f, shard in zip(reports, index.shards, strict=True) if f["ends"])
     for ((_, end), name), ((start, _), other) in pairwise(ranges):
         if start == end:
             problems.setdefault(other, []).append(f"has the key {start} that {name} has too")
-    for f, shard in zip(found, index.shards, strict=True):
+    for f, shard in zip(reports, index.shards, strict=True):
         if f["distinct"] != f["samples"]:
             problems.setdefault(shard.name, []).append(f"has {f['samples'] - f['distinct']} keys twice")
 
@@ -134,6 +139,6 @@ def _stamp(index: Index, decoded: bool) -> str:
 
 def _same(work: Path, index: Index, decoded: bool) -> bool:
     try:
-        return (work / "of").read_text() == _stamp(index, decoded)
+        return (work / "of").read_text(encoding="utf-8") == _stamp(index, decoded)
     except OSError:
         return False

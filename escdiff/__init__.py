@@ -4,11 +4,13 @@ __version__ = "0.1.0"
 
 # What users of diffusers' own pipelines need; imported when asked for, since torch and diffusers take seconds.
 _LAZY = {
-    "load_concept": "escdiff.loading",
-    "unload_concept": "escdiff.loading",
-    "weighted": "escdiff.weighting",
-    "ESCDiffPipeline": "escdiff.custom_pipeline",
-    "ESCDiffXLPipeline": "escdiff.custom_pipeline",
+    "load_concept": "escdiff.pipelines.load_concept",
+    "unload_concept": "escdiff.pipelines.load_concept",
+    "load_branches": "escdiff.pipelines.escdiff_pipeline",
+    "weighted": "escdiff.pipelines.weighting",
+    "controlled": "escdiff.control",
+    "ESCDiffPipeline": "escdiff.pipelines.escdiff_pipeline",
+    "ESCDiffXLPipeline": "escdiff.pipelines.escdiff_pipeline",
     "Concept": "escdiff.concept",
     "ConceptEncoder": "escdiff.encoder",
     "load_backbone": "escdiff.backbone",

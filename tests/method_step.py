@@ -2,8 +2,8 @@
 
 import torch
 
-from escdiff.training.method_module import MethodModule
-from escdiff.training.references import ReferenceData, References
+from escdiff.training.method.module import MethodModule
+from escdiff.training.method.references import ReferenceData, References
 
 
 def step_of(method, references, batch_size=2, seed=0, bias=0.0):

@@ -17,7 +17,8 @@ from pathlib import Path
 
 from lightning.pytorch.utilities import rank_zero_only
 
-from escdiff.training import run
+from escdiff.training.loop import run
+from escdiff.training.loop.recipe import RECIPES
 
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(["ranks", "toy_training"])
@@ -40,14 +41,14 @@ def _train(config, rank: int, world: int, port: int, logs: Path, prepare) -> Non
     multiprocessing.set_start_method("fork", force=True)  # of the data loader's workers, as anywhere on Linux
     file = os.open(logs / f"rank{rank}.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(file, 1), os.dup2(file, 2)
-    stream = open(file, "w", buffering=1)  # noqa: SIM115
+    stream = open(file, "w", buffering=1, encoding="utf-8")  # noqa: SIM115
     logging.basicConfig(level=logging.INFO, stream=stream, force=True)
     os.environ |= {
         "TORCHELASTIC_RUN_ID": "test", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "RANK": str(rank),
         "LOCAL_RANK": str(rank), "GROUP_RANK": "0", "WORLD_SIZE": str(world), "LOCAL_WORLD_SIZE": str(world),
     }  # fmt: skip
     rank_zero_only.rank = rank
-    run.RECIPES["toy"], run.ensure_data = "toy_training:build", lambda config: None
+    RECIPES["toy"] = "toy_training:build"
     try:
         run.train(config, prepare(rank))
     except BaseException:

@@ -10,7 +10,7 @@ from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
 from escdiff.backbone import Backbone
-from escdiff.training.mini import make_tokenizer
+from escdiff.mini.parts import make_tokenizer
 
 WIDTH = 32  # of the text encoder, hence of the cross-attention
 PIXELS = 128

@@ -7,8 +7,9 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
-from escdiff.training import run
-from escdiff.training.sampling import EpochSampler
+from escdiff.training.loop import run
+from escdiff.training.loop.prepare_data import EndlessData
+from escdiff.training.loop.sample_order import EpochSampler
 
 
 class Rows(Dataset):
@@ -54,8 +55,32 @@ def build(config):
     data = Rows(10)
     sampler = EpochSampler(10, config.data.batch_size, config.seed)
     workers = getattr(config.data, "num_workers", 0)
+    workers = 0 if workers == "auto" else workers
     loader = DataLoader(data, batch_sampler=sampler, collate_fn=lambda batch: batch, num_workers=workers)
     return Toy(config.break_from), loader, FINISHED.append
+
+
+class Held(EndlessData):
+    """Two batches that the training never sees."""
+
+    def val_dataloader(self):
+        torch.rand(1)  # as loaders do
+        return [torch.full((3, 4), 7.0), torch.full((1, 4), -7.0)]
+
+
+class Validated(Toy):
+    """Its error is the mean of the batch's squares, times a trained weight, and a random number."""
+
+    def validation_step(self, batch, number):
+        assert not self.training and not torch.is_grad_enabled()
+        error = batch.square().mean(1) * self.net.weight[0, 0] + torch.rand(len(batch))
+        return {"error": error, "timesteps": torch.tensor([5, 260, 999][: len(batch)])}
+
+
+def build_validated(config):
+    module, loader, finish = build(config)
+    module.__class__ = Validated
+    return module, Held(loader), finish
 
 
 class StopAt(L.Callback):

@@ -1,40 +1,66 @@
-"""What a person can get wrong in front of `python infer.py`, found before anything slow starts."""
+"""Checks of a configuration of `python infer.py`, made before anything slow starts."""
 
+import contextlib
 import shutil
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from escdiff.cli.files import uses_files
-from escdiff.errors import UserError
+from escdiff.cli.files import pictures_of, uses_files
+from escdiff.support.config.infer import InferConfig
+from escdiff.support.errors import UserError
 
 FREE_BYTES = 50_000_000
 
 
-def check(config: dict) -> None:
+def check(config: InferConfig) -> None:
     """Refuse what no run could use, before anything is loaded.
 
     Raises:
         UserError: the first thing that is wrong.
     """
-    given = [key for key in ("shape", "appearance", "concept") if config[key]]
-    if config["concept"] and len(given) > 1:
-        raise UserError(f"concept= and {given[0]}= were both given; expected a concept file or pictures")
-    if config["references"] and given:
-        raise UserError(f"references= and {given[0]}= were both given; expected a folder for the overview or pictures")
-    if config["prompt"] and not given:
+    sources = list(config.given("shape", "appearance", "concept"))
+    if config.concept and len(sources) > 1:
+        raise UserError(f"concept= and {sources[0]}= were both given; expected a concept file or pictures")
+    if config.references and sources:
+        raise UserError(
+            f"references= and {sources[0]}= were both given; expected a folder for the overview or pictures"
+        )
+    if config.prompt and not sources:
         raise UserError("a prompt was given without a picture; expected shape=FILE, appearance=FILE or concept=FILE")
-    if config["mask"] and uses_files(config):
-        raise UserError(f"mask={config['mask']} was given with a concept file; expected a picture")
+    if config.mask and uses_files(config) and not pictures_of(config):
+        raise UserError(f"mask={config.mask} was given with a concept file; expected a picture")
     if uses_files(config):
-        from escdiff.mixing import check_how
+        from escdiff.concept.mixing import check_how
 
-        check_how(config["mix"])
-    folder = Path(config["out"]).expanduser()
-    nearest = next(parent for parent in (folder.absolute(), *folder.absolute().parents) if parent.exists())
-    if not nearest.is_dir():
-        raise UserError(f"out={folder} given, but {nearest} is a file; expected a folder")
-    if shutil.disk_usage(nearest).free < FREE_BYTES:
-        raise UserError(f"less than {FREE_BYTES // 10**6} MB are free for out={folder}; make room or name another disk")
+        check_how(config.mix)
+    check_folder(Path(config.out))
+
+
+def check_folder(out: Path) -> None:
+    """Refuse a folder that could not be written later on; leaves nothing behind.
+
+    Raises:
+        UserError: it is a file or in one, nobody may write there, its name is too long, or the disk is full.
+    """
+    created: list[Path] = []
+    try:
+        nearest = next(parent for parent in (out.absolute(), *out.absolute().parents) if parent.exists())
+        if not nearest.is_dir():
+            raise UserError(f"out={out} given, but {nearest} is a file; expected a folder")
+        created = [parent for parent in (out.absolute(), *out.absolute().parents) if not parent.exists()]
+        out.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=out):
+            pass
+        free = shutil.disk_usage(out).free
+    except OSError as error:
+        raise UserError(f"out={out} given, which cannot be written ({error.strerror}); name another folder") from None
+    finally:
+        for folder in created:
+            with contextlib.suppress(OSError):
+                folder.rmdir()
+    if free < FREE_BYTES:
+        raise UserError(f"less than {FREE_BYTES // 10**6} MB are free for out={out}; make room or name another disk")
 
 
 def check_prompt(prompt: str, attributes: Sequence[str], needed: Sequence[str]) -> None:

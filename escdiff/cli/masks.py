@@ -9,11 +9,11 @@ import logging
 from collections.abc import Iterable
 
 import numpy as np
-import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from escdiff.errors import UserError
+from escdiff.data.pictures import to_mask
+from escdiff.support.errors import UserError
 
 AREA = (0.02, 0.9)  # a mask of less or more of the picture is no good
 RIM = 0.04  # of the shorter side, what counts as rim
@@ -32,21 +32,22 @@ def read_masks(sources: Iterable[str], mask: str | None, segmenter: str | None, 
         return {}
     if mask != "auto" and len(sources) != 1:
         raise UserError(f"mask={mask} was given with {len(sources)} pictures; expected one, or mask=auto")
-    found = {source: find_mask(source, mask, segmenter) for source in sources}
-    return {source: to_tensor(array, size) for source, array in found.items() if array is not None}
+    masks = {source: find_mask(source, mask, segmenter) for source in sources}
+    return {source: to_tensor(array, size) for source, array in masks.items() if array is not None}
 
 
 def find_mask(source: str, mask: str, segmenter: str | None) -> np.ndarray | None:
     """Bool (H, W) of a picture's object."""
-    from data_prep.dataset import LeftOut
-    from data_prep.segment import clean, subject_mask
-    from escdiff.data.images import decode_picture, expand, open_image, read_file
+    from escdiff.data.masks import clean, subject_mask
+    from escdiff.data.pictures import decode_picture, expand, open_image, read_file
 
     if mask != "auto":
-        given, picture = open_image(mask).convert("L"), open_image(source)
-        if given.size != picture.size:
-            raise UserError(f"the mask {mask} has {given.size} pixels, its picture {picture.size}; expected the same")
-        array = np.asarray(given) > 127
+        mask_picture, picture = open_image(mask).convert("L"), open_image(source)
+        if mask_picture.size != picture.size:
+            raise UserError(
+                f"the mask {mask} has {mask_picture.size} pixels, its picture {picture.size}; expected the same"
+            )
+        array = np.asarray(mask_picture) > 127
         if not array.any():
             raise UserError(f"the mask {mask} is all black; expected white on the object")
         return array
@@ -55,10 +56,11 @@ def find_mask(source: str, mask: str, segmenter: str | None) -> np.ndarray | Non
     if picture is not None and picture.alpha is not None:
         return np.asarray(picture.alpha) > 127
     rgb = picture.rgb if picture is not None else open_image(source)
-    try:
-        array = subject_mask(segmenter, rgb, "")[0] if segmenter else salient(rgb)
-    except LeftOut:
-        array = np.zeros((1, 1), bool)
+    if segmenter:
+        scored = subject_mask(segmenter, rgb, "")
+        array = scored[0] if scored else np.zeros((1, 1), bool)
+    else:
+        array = salient(rgb)
     array, measures = clean(array)
     if AREA[0] <= measures["area"] <= AREA[1]:
         return array
@@ -87,5 +89,23 @@ def salient(picture: Image.Image) -> np.ndarray:
 
 def to_tensor(mask: np.ndarray, size: int) -> Tensor:
     """(1, size, size) of the centre square, as the encoder sees the picture."""
-    fitted = ImageOps.fit(Image.fromarray(mask.astype(np.uint8) * 255), (size, size), Image.Resampling.BILINEAR)
-    return torch.from_numpy(np.array(fitted)).float()[None] / 255
+    return to_mask(Image.fromarray(mask.astype(np.uint8) * 255), size)
+
+
+def read_picture(path: str, mask: str | None, segmenter: str | None, side: int) -> tuple[Image.Image, Tensor | None]:
+    """The centre square of a picture at `side` pixels, and its mask (1, side, side), or None for mask=None.
+
+    Raises:
+        UserError: no such picture, a mask of another size, or no clear object for mask=auto.
+    """
+    from escdiff.data.pictures import open_image
+
+    picture, tensor = open_image(path), None
+    if picture.size != (side, side):
+        log.warning("%s has %d x %d pixels; its centre is read at %d x %d", path, *picture.size, side, side)
+    if mask:
+        array = find_mask(path, mask, segmenter)
+        if array is None:
+            raise UserError(f"{path} shows no clear object; expected edit.mask=FILE, white on it")
+        tensor = (to_tensor(array, side) > 0.5).float()
+    return ImageOps.fit(picture, (side, side)), tensor

@@ -1,4 +1,4 @@
-"""What `python infer.py` paints without arguments: everything that two filters can do with a few references."""
+"""The overview that `python infer.py` paints without arguments: all uses of two filters on a few references."""
 
 from collections.abc import Sequence
 
@@ -19,6 +19,6 @@ def requests(concepts: Sequence[Concept]) -> list[tuple[str, Concept]]:
     cells = []
     for row, concept in enumerate(concepts):
         swapped = Concept.combine(shape=concept, appearance=concepts[(row + 1) % len(concepts)])
-        own = [(prompt, concept) for prompt in (SHAPE, APPEARANCE, BOTH)]
-        cells += [*own, (BOTH, swapped), *((prompt, concept) for prompt in EDITS)]
+        single = [(prompt, concept) for prompt in (SHAPE, APPEARANCE, BOTH)]
+        cells += [*single, (BOTH, swapped), *((prompt, concept) for prompt in EDITS)]
     return cells

@@ -3,14 +3,15 @@
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
-from escdiff.cli.compose import door
-from escdiff.cli.keys import flatten
-from escdiff.errors import UserError
+from escdiff.cli.door import door
+from escdiff.support.errors import UserError
+from escdiff.support.files import write_atomic
 
 HELP = """The runs in a folder, as a Markdown table: what differs between them, how far they are, and their metrics.
 
-  python -m escdiff.cli.runs outputs/sweeps/encoder [metric=train/loss_mean] [highest=true] [out=FILE.md]
+  python -m escdiff.cli.runs outputs/sweeps/encoder [metric=val/loss] [highest=true] [out=FILE.md]
 """
 OWN = ("run_id", "run_dir", "sweep_dir", "export")  # differ in every run
 THROUGHPUT = "throughput/samples_per_s"
@@ -24,13 +25,13 @@ def tabulate(folder: Path, metric: str, highest: bool) -> str:
     """
     import yaml
 
-    from escdiff.training.rundir import RunFolder
+    from escdiff.training.loop.run_folder import RunFolder
 
     runs = []
     for path in sorted(folder.glob("[!.]*/manifest.json")):
         run = RunFolder(path.parent)
         try:
-            config = yaml.safe_load((run.path / "config.yaml").read_text())
+            config = yaml.safe_load((run.path / "config.yaml").read_text(encoding="utf-8"))
         except (OSError, yaml.YAMLError) as error:
             raise UserError(f"{run.path} is no whole run folder ({error}); delete it or run its command") from None
         about, lines = run.manifest(), run.lines()
@@ -49,19 +50,16 @@ def tabulate(folder: Path, metric: str, highest: bool) -> str:
     return "\n".join(f"| {' | '.join(row)} |" for row in [head, ["---"] * len(head), *rows]) + "\n"
 
 
-def leaves(config: Mapping) -> dict:
+def leaves(config: Mapping, prefix: str = "") -> dict[str, Any]:
     """Dotted key -> value, of all that is no dict."""
-    found = {}
-    for key in flatten(dict(config)):
-        value = config
-        for part in key.split("."):
-            value = value.get(part) if isinstance(value, Mapping) else None
-        if not isinstance(value, Mapping):
-            found[key] = value
-    return found
+    values = {}
+    for key, value in config.items():
+        values |= leaves(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
+    return values
 
 
 def number(value: float | None) -> str:
+    """A figure in four digits; empty for none."""
     return "" if value is None else f"{value:.4g}"
 
 
@@ -70,10 +68,10 @@ def _main(argv: Sequence[str]) -> None:
     folders = [argument for argument in argv if "=" not in argument]
     if len(folders) != 1 or set(options) - {"metric", "highest", "out"}:
         raise UserError(f"arguments {' '.join(argv)!r} given; expected one folder, see --help")
-    metric, highest = options.get("metric", "train/loss_mean"), options.get("highest", "") == "true"
+    metric, highest = options.get("metric", "val/loss"), options.get("highest", "") == "true"
     table = tabulate(Path(folders[0]).expanduser(), metric, highest)
     if out := options.get("out"):
-        Path(out).expanduser().write_text(table)
+        write_atomic(Path(out).expanduser(), table)
     sys.stdout.write(table)
 
 

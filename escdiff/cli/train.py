@@ -4,23 +4,24 @@ import hashlib
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from types import SimpleNamespace
 
-from escdiff.cli.compose import compose, door, show
-from escdiff.cli.keys import check_keys, options
+from escdiff.cli.door import door
 from escdiff.cli.sweep import SWEEP, check_extras, sweep
-from escdiff.errors import UserError
+from escdiff.support.config.compose import compose
+from escdiff.support.config.help import groups_text, keys_text
+from escdiff.support.config.train import TrainConfig
+from escdiff.support.errors import UserError
+from escdiff.support.memory import return_large_blocks
 
-TEXTS = ("data.root", "data.shards", "data.references", "run_dir", "run_id", "export", "init", "backbone.name",
-         "backbone.config")  # fmt: skip
-GROUPS = ("experiment", "backbone", "encoder", "space", "data", "loss", "trainer", "logger", "method",
-          "hparams_search", "launcher", "debug")  # fmt: skip
 HELP = """Train the concept encoder, a part of the bundled model, or make a concept by one of the field's methods.
 
   python train.py                                    the encoder for the bundled model, on Still Life
-  python train.py experiment=mini/unet               a part of the bundled model: clip, vae, unet, oracle, encoder
-  python train.py backbone=sd15 data.shards=DIR      the encoder for Stable Diffusion 1.5, on your shards
-  python train.py trainer=ddp trainer.devices=8      on eight GPUs; torchrun and SLURM: configs/trainer/multinode.yaml
+  python train.py experiment=mini/unet               a part of the bundled model: clip, vae, unet, oracle,
+                                                     scene_oracle, encoder
+  python train.py backbone=sd15 data.shards=DIR      the encoder for Stable Diffusion 1.5, on your shards; on the
+                                                     GPUs that are there, else the CPU (trainer=auto, the default)
+  python train.py trainer=ddp trainer.devices=8      on eight GPUs; torchrun and SLURM:
+                                                     configs/trainer/multinode.yaml
   python train.py optim.lr=1e-4 trainer.max_steps=50 any key below, with dots
   python train.py method=xti data.references=DIR     a concept from 1 to 5 pictures, for `python infer.py concept=FILE`
   python train.py -m encoder.gates=learned,hand,none a sweep; finished cells are skipped, stopped ones go on
@@ -31,7 +32,9 @@ HELP = """Train the concept encoder, a part of the bundled model, or make a conc
 
 A run that was stopped goes on from its newest checkpoint when the same command is given again.
 
-Groups: {groups}
+Groups:
+
+{groups}
 
 Keys and their defaults:
 
@@ -39,64 +42,67 @@ Keys and their defaults:
 
 
 def help_text() -> str:
-    groups = "\n".join(f"  {group:<11} {options(group)}" for group in GROUPS)
-    shown = (
-        "train.yaml",
-        "loading.yaml",
-        "data/still_life.yaml",
-        "trainer/cpu.yaml",
-        "encoder/default.yaml",
-        "loss/default.yaml",
-    )
-    return HELP.format(groups="\n" + groups, keys=show(*shown))
+    """The text of `--help`."""
+    return HELP.format(groups=groups_text("train"), keys=keys_text(TrainConfig))
 
 
-def run(values: dict, overrides: Sequence[str] = ()) -> None:
-    """Check a composed configuration and train.
-
-    Args:
-        overrides: those that chose its groups.
+def run(config: TrainConfig) -> None:
+    """Check what is to be read, and train.
 
     Raises:
-        UserError: unknown keys, values that they cannot have, or whatever the training refuses.
+        UserError: whatever the training refuses.
     """
-    from escdiff.data.images import expand
+    import torch
+
     from escdiff.data.index import Index
-    from escdiff.data.store import is_address
-    from escdiff.methods.make import find_method
-    from escdiff.quiet import quiet_libraries
-    from escdiff.training.run import train
+    from escdiff.data.pictures import expand
+    from escdiff.data.shard_store import is_address
+    from escdiff.methods.build import find_method
+    from escdiff.support.logging import quiet_libraries
+    from escdiff.training.loop.run import train
 
-    check_keys("train", values, overrides)
+    if config.optim.name != "muon" and config.recipe != "encoder":
+        problem = f"optim.name={config.optim.name} given with recipe={config.recipe}"
+        raise UserError(f"{problem}; it is the encoder's alone: leave it out")
     quiet_libraries()
-    if values.get("method") and not (values["data"]["references"] or find_method(values["method"]["_target_"]).encodes):
+    torch.set_float32_matmul_precision(config.matmul_precision)
+    if config.backbone.name != "mini":
+        return_large_blocks()
+    data = config.data
+    if config.method and not (data.references or find_method(config.method["_target_"]).encodes):
         raise UserError("no references given; expected data.references=DIR with pictures of one concept")
-    if shards := values["data"]["shards"]:
-        if not is_address(shards):
-            if not expand(shards).is_dir():
+    if data.shards:
+        if not is_address(data.shards):
+            if not expand(data.shards).is_dir():
                 raise UserError(
-                    f"data.shards={shards} is no folder; expected webdataset shards with their index in one"
+                    f"data.shards={data.shards} is no folder; expected webdataset shards with their index in one"
                 )
-            Index.load(expand(shards))  # nothing is rendered into a folder of the user's own
-        values["data"]["root"] = shards
-    elif values["data"]["references"]:
+            Index.load(expand(data.shards))  # nothing is rendered into a folder of the user's own
+    elif data.references:
         pass  # pictures of the user's own; no data set is read
-    elif values["backbone"]["name"] != "mini" and values["data"]["root"] == values["data"]["still_life"]:
-        what = f"backbone {values['backbone']['name']} with the pictures of the bundled model"
-        raise UserError(f"{what} given; expected data.shards=DIR with your own (see `python -m data_prep --help`)")
-    train(SimpleNamespace(**{key: _namespace(value) for key, value in values.items()}))
+    elif config.backbone.name != "mini" and data.root == data.still_life:
+        problem = f"backbone {config.backbone.name} with the pictures of the bundled model"
+        raise UserError(f"{problem} given; expected data.shards=DIR with your own (see `python -m data_prep --help`)")
+    train(config, _scores(config))
 
 
-def _namespace(value):
-    return SimpleNamespace(**value) if isinstance(value, dict) else value
+def _scores(config: TrainConfig) -> list:
+    """Callbacks that score what is painted while training."""
+    if not (config.scores.clip or config.scores.dino):
+        return []
+    from escdiff.evaluation.metrics.while_training import make_scores
+    from escdiff.training.loop.hardware import own_device
+
+    return make_scores(vars(config.scores), config.trainer.val_steps, own_device(config.trainer))
 
 
-def name_run(values: dict, argv: Sequence[str]) -> None:
-    """Runs with other references get another folder, unless the command names one."""
-    given = {argument.split("=")[0] for argument in argv}
-    if values["data"]["references"] and not given & {"run_id", "run_dir"}:
-        values["run_id"] += "-" + short_name(values["data"]["references"])
-        values["run_dir"] = str(Path(values["run_dir"]).with_name(values["run_id"]))
+def compose_named(argv: Sequence[str]) -> TrainConfig:
+    """The configuration of a command line; runs with other references get another folder, unless it names one."""
+    config = compose("train", argv)
+    keys = {argument.split("=")[0] for argument in argv}
+    if config.data.references and not keys & {"run_id", "run_dir"}:
+        config = compose("train", [*argv, f"run_id={config.run_id}-{short_name(config.data.references)}"])
+    return config
 
 
 def short_name(path: str) -> str:
@@ -107,15 +113,14 @@ def short_name(path: str) -> str:
 
 def _main(argv: list[str]) -> None:
     if SWEEP & set(argv):
-        sweep(argv, run, TEXTS)
+        sweep(argv, run)
         return
     check_extras(argv)
-    values = compose("train", argv, TEXTS)
-    name_run(values, argv)
-    run(values, argv)
+    run(compose_named(argv))
 
 
 def main() -> None:
+    """The door `python train.py`."""
     import logging
 
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)

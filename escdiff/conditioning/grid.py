@@ -1,10 +1,12 @@
 """The conditioning grid: hidden states of the text encoder for every cell of a space. Pure tensor functions.
 
-Legend: B batch, L layer cell, S stage, T token position, D width of the text encoder.
+Legend: B batch, L layer cell, S stage, T token position, D width of the text encoder, H rows of the header.
 """
 
 import torch
 from torch import Tensor
+
+from escdiff.conditioning.header import Marks, write_header
 
 
 def expand(grid_BLSTD: Tensor, num_layers: int, num_stages: int) -> Tensor:
@@ -19,14 +21,23 @@ def expand(grid_BLSTD: Tensor, num_layers: int, num_stages: int) -> Tensor:
     return grid_BLSTD.expand(batch, num_layers, num_stages, tokens, width)
 
 
-def pack(grid_BLTD: Tensor) -> Tensor:
-    """(B, L*T, D): the layers one behind the other, which stock pipelines take as `prompt_embeds`."""
-    return grid_BLTD.flatten(1, 2)
+def pack(grid_BLTD: Tensor, marks: Marks | None = None) -> Tensor:
+    """(B, L*T + H, D) of one stage, see `pack_stages`."""
+    return pack_stages(grid_BLTD[:, :, None], marks)
 
 
-def pack_stages(grid_BLSTD: Tensor) -> Tensor:
-    """(B, S*L*T, D): all stages one behind the other, for a bound U-Net to choose from by the timestep."""
-    return grid_BLSTD.transpose(1, 2).flatten(1, 3)
+def pack_stages(grid_BLSTD: Tensor, marks: Marks | None = None) -> Tensor:
+    """(B, S*L*T + H, D), which stock pipelines take as `prompt_embeds`: all cells one behind the other, stage by stage.
+
+    A bound U-Net chooses from them by the layer and the timestep.
+
+    Args:
+        marks: for the header behind the cells; without, no placeholder stands anywhere.
+    """
+    batch, layers, stages, tokens, _ = grid_BLSTD.shape
+    marks = marks or Marks.none(batch, tokens)
+    header = write_header(marks, layers, stages, grid_BLSTD)
+    return torch.cat([grid_BLSTD.transpose(1, 2).flatten(1, 3), header], 1)
 
 
 def blend(a: Tensor, b: Tensor, weight: float | Tensor) -> Tensor:

@@ -13,9 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from escdiff.conditioning.placement import add_behind, split
-from escdiff.conditioning.tower import TextTower, Tokens
-from escdiff.errors import UserError
+from escdiff.conditioning.text_tower import TextTower, Tokens
+from escdiff.support.errors import UserError
 
 
 class PromptEncoder:
@@ -89,10 +88,6 @@ class PromptEncoder:
             return words_ND[torch.arange(count) * len(words_ND) // count]
         return F.adaptive_avg_pool1d(words_ND.T, count).T
 
-    def states_of(self, text: str) -> Tensor:
-        """(K, D) hidden states of a word or phrase on its own, one per token."""
-        return self.encode_plain([text])[0, 0, 0, 1 : 1 + len(self.word_embedding(text))]
-
     def tokenize(self, prompt: str, known: Mapping[str, int], required: Sequence[str] = ()) -> Tokens:
         """See `TextTower.tokenize`; both of SDXL's tokenizers give the same positions."""
         return self.towers[0].tokenize(prompt, known, required)
@@ -126,8 +121,7 @@ class PromptEncoder:
 
         Args:
             prompts: B texts; longer ones are cut at T tokens, as the stock pipeline does.
-            vectors: `{"<shape>": (B|1, L|1, S|1, K, D)}`, or the pairs (B|1, L|1, S|1, K, 2, D) of
-                `escdiff.conditioning.placement`. L and S of the result are their common sizes, 1 without.
+            vectors: `{"<shape>": (B|1, L|1, S|1, K, D)}`. L and S of the result are their common sizes, 1 without.
             required: placeholders that every prompt must contain.
             second: other texts for the second text encoder, the `prompt_2` of diffusers.
             skip: layers left out at the end, the `clip_skip` of diffusers.
@@ -139,20 +133,36 @@ class PromptEncoder:
             UserError: a placeholder without vectors, a required one missing, one that reaches beyond the last
                 token, or vectors that do not fit B, D or each other.
         """
+        return self.encode_tokens(self.tokenize_all(prompts, vectors, required, second), vectors, skip)
+
+    def tokenize_all(
+        self,
+        prompts: Sequence[str],
+        vectors: Mapping[str, Tensor] | None = None,
+        required: Sequence[str] = (),
+        second: Sequence[str] | None = None,
+    ) -> list[tuple[Tokens, ...]]:
+        """Of every prompt the tokens for each text encoder; see `encode_pooled`."""
         if isinstance(prompts, str):
             raise UserError(f"one prompt {prompts!r} was given, expected a list of prompts: put it in a list")
-        weight = self.towers[0].embedding_weight
-        vectors, added = split(vectors or {})
-        layers, stages = self._grid_size(vectors | added, len(prompts))
-        # Collapsed first: a cast would copy the repeated cells.
-        vectors = {k: _collapse(value).to(self.towers[0].device, weight.dtype) for k, value in vectors.items()}
+        vectors = vectors or {}
+        self._grid_size(vectors, len(prompts))  # which refuses vectors of another shape
         known = {name: value.shape[3] for name, value in vectors.items()}
         texts = [prompts, second or prompts][: len(self.towers)]
-        tokens = [
+        return [
             tuple(tower.tokenize(text, known, required) for tower, text in zip(self.towers, own, strict=True))
             for own in zip(*texts, strict=True)
         ]
 
+    def encode_tokens(
+        self, tokens: Sequence[tuple[Tokens, ...]], vectors: Mapping[str, Tensor] | None = None, skip: int | None = None
+    ) -> tuple[Tensor, Tensor | None]:
+        """The conditioning grid and the pooled states of prompts that `tokenize_all` has read; see `encode_pooled`."""
+        weight = self.towers[0].embedding_weight
+        vectors = vectors or {}
+        layers, stages = self._grid_size(vectors, len(tokens))
+        # Collapsed first: a cast would copy the repeated cells.
+        vectors = {k: _collapse(value).to(self.towers[0].device, weight.dtype) for k, value in vectors.items()}
         rows: dict[tuple, int] = {}  # (tokens, sample, layer, stage) that really differ -> row of the batch
         index = [self._rows_of(sample, vectors, b, rows) for b, sample in enumerate(tokens)]
         if not rows:
@@ -161,7 +171,6 @@ class PromptEncoder:
         common = torch.broadcast_shapes(*(cells.shape for cells in index))
         index_BLS = torch.stack([cells.expand(common) for cells in index]).to(hidden_RTD.device)
         grid = hidden_RTD[index_BLS].expand(-1, layers, stages, -1, -1)
-        grid = add_behind(grid, [towers[0].slots for towers in tokens], added)
         if pooled_RP is None:
             return grid, None
         return grid, torch.stack([pooled_RP[cells.flatten().to(pooled_RP.device)].mean(0) for cells in index])

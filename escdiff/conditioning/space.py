@@ -6,14 +6,14 @@ is 1 x stages. Legend: L layer cell, S stage.
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from diffusers.models.attention_processor import Attention
 from torch import Tensor, nn
 
-from escdiff.errors import UserError
+from escdiff.support.errors import UserError
 
 TRAIN_TIMESTEPS = 1000
 # The mid block runs between the halves, although the module tree (and `unet.attn_processors`) lists it last.
@@ -80,14 +80,17 @@ class ConditioningSpace:
 
     @property
     def layer_names(self) -> tuple[str, ...]:
+        """Names of all layers, by cell and execution."""
         return tuple(name for cell in self.cells for name in cell)
 
     @property
     def num_layers(self) -> int:
+        """L, the number of layer cells."""
         return len(self.cells)
 
     @property
     def num_stages(self) -> int:
+        """S, the number of stages."""
         return len(self.stage_bounds) - 1
 
     def stage_of(self, timesteps: Tensor) -> Tensor:
@@ -150,10 +153,17 @@ class ConditioningSpace:
 
     @classmethod
     def build(cls, unet: nn.Module, layers: str = "tied", stages: int | Sequence[int] = 1) -> "ConditioningSpace":
-        """A space over this U-Net.
+        """A space over this U-Net; see `partition`, whose finest cells are its transformers."""
+        return cls.partition(layer_groups(unet).values(), layers, stages)
+
+    @classmethod
+    def partition(
+        cls, cells: Iterable[Sequence[str]], layers: str = "each", stages: int | Sequence[int] = 1
+    ) -> "ConditioningSpace":
+        """A space over a model's finest cells.
 
         Args:
-            layers: "tied" (one cell) or "each" (one per transformer).
+            layers: "tied" (one cell of them all) or "each".
             stages: a number of equal intervals of the 1000 timesteps, or the bounds themselves.
 
         Raises:
@@ -165,5 +175,6 @@ class ConditioningSpace:
             if not 1 <= stages <= TRAIN_TIMESTEPS:
                 raise UserError(f"stages={stages} was given; expected 1 to {TRAIN_TIMESTEPS}, or bounds")
             stages = [round(TRAIN_TIMESTEPS * stage / stages) for stage in range(stages + 1)]
-        cells = layer_groups(unet).values() if layers == "each" else (cross_attention_layers(unet),)
-        return cls(tuple(cells), tuple(int(bound) for bound in stages))
+        cells = tuple(tuple(cell) for cell in cells)
+        cells = cells if layers == "each" else (tuple(name for cell in cells for name in cell),)
+        return cls(cells, tuple(int(bound) for bound in stages))

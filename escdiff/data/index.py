@@ -10,7 +10,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from escdiff.errors import UserError
+from escdiff.support.errors import UserError
+from escdiff.support.files import write_atomic
 
 FILE = "index.json"
 FORMAT, VERSION = "escdiff-shards", 1
@@ -42,6 +43,7 @@ class Index:
 
     @property
     def samples(self) -> int:
+        """Samples of all shards."""
         return sum(shard.samples for shard in self.shards)
 
     @property
@@ -51,6 +53,7 @@ class Index:
 
     @property
     def complete(self) -> bool:
+        """Whether every planned shard is listed."""
         return len(self.shards) >= self.planned
 
     def first_sample(self, shard: Shard) -> int:
@@ -62,6 +65,7 @@ class Index:
         return hashlib.sha256("".join(s.name + s.sha256 for s in self.shards).encode()).hexdigest()[:16]
 
     def save(self, folder: Path) -> None:
+        """Write the index beside the shards, whole or not at all."""
         values = {"format": FORMAT, "version": VERSION, **asdict(self)}
         write_atomic(Path(folder) / FILE, json.dumps(values, indent=1).encode())
 
@@ -74,7 +78,7 @@ class Index:
         """
         path = Path(folder).expanduser() / FILE
         try:
-            values = json.loads(path.read_text())
+            values = json.loads(path.read_text(encoding="utf-8"))
             if values.pop("format") != FORMAT or values.pop("version") != VERSION:
                 raise ValueError("other format or version")
             index = cls(**{**values, "shards": [Shard(**shard) for shard in values["shards"]]})
@@ -108,25 +112,6 @@ class Index:
 
 
 def sha256(path: Path) -> str:
+    """The hash of a file's bytes, in hexadecimal."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def write_atomic(path: Path, data: bytes) -> None:
-    """Write a file so that its name shows the old or the new content and never a part, even after kill -9."""
-    temporary = temporary_beside(path)
-    with open(temporary, "wb") as file:
-        file.write(data)
-        commit(file, temporary, path)
-
-
-def temporary_beside(path: Path) -> Path:
-    """Where to write before the rename: the same folder, since a rename across filesystems is a copy."""
-    return path.with_name(f".{path.name}.tmp")
-
-
-def commit(file, temporary: Path, path: Path) -> None:
-    """Flush the open `file` to the disk, then give it its name."""
-    file.flush()
-    os.fsync(file.fileno())
-    os.replace(temporary, path)

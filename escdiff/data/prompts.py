@@ -1,10 +1,9 @@
-"""Training prompts with placeholders: never a word about an attribute that a placeholder stands for."""
+"""Phrases of training prompts, in which placeholders stand for attributes, and the templates around them."""
 
 import numpy as np
 
-from escdiff.still_life.captions import TEMPLATES, article, material_words
-from escdiff.still_life.world import Factors
-
+TEMPLATES = ("a photo of {}", "a picture of {}", "{}", "a render of {}", "one {}")
+SUBJECTS = ("<one>", "<two>")  # where the things of a scene that have references of their own stand in its caption
 BOTH, SHAPE_ONLY, APPEARANCE_ONLY = "both", "shape", "appearance"
 PHRASES = {
     BOTH: (
@@ -18,31 +17,11 @@ PHRASES = {
         "{family} with <appearance>", "{family} in <appearance>",
     ),
 }  # fmt: skip
-BACKGROUND_SHARE = 0.9
 
 
-def still_life_prompt(factors: Factors, mode: str, rng: np.random.Generator) -> str:
-    """E.g. "a photo of a <appearance> <shape> on a navy background".
-
-    Args:
-        mode: `BOTH` placeholders; `SHAPE_ONLY`: the material is said in words ("a glossy red <shape>");
-            `APPEARANCE_ONLY`: the family is ("a <appearance> mug").
-    """
-    phrases = PHRASES[mode]
-    phrase = phrases[rng.integers(len(phrases))]
-    phrase = phrase.format(material=material_words(factors.material), family=factors.shape.family)
-    if rng.random() < BACKGROUND_SHARE:
-        phrase += f" on {article(factors.scene.background)} background"
-    return frame(phrase, rng)
-
-
-def photo_prompt(category: str | None, mode: str, rng: np.random.Generator) -> str:
-    """A prompt for a photo of which at most the category word is known."""
-    if mode == APPEARANCE_ONLY and category:
-        phrases = PHRASES[APPEARANCE_ONLY]
-        return frame(phrases[rng.integers(len(phrases))].format(family=category), rng)
-    phrases = PHRASES[BOTH]
-    return frame(phrases[rng.integers(len(phrases))], rng)
+def article(phrase: str) -> str:
+    """The phrase behind its article: "an orange mug", "a mug"."""
+    return f"an {phrase}" if phrase[0] in "aeio" else f"a {phrase}"
 
 
 def frame(phrase: str, rng: np.random.Generator) -> str:

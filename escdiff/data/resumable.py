@@ -13,7 +13,8 @@ from typing import Any, NamedTuple
 import lightning
 from torch.utils.data import DataLoader, DistributedSampler
 
-from escdiff.errors import UserError
+from escdiff.data.workers import AUTO, auto_workers
+from escdiff.support.errors import UserError
 
 POSITION = "position"
 log = logging.getLogger(__name__)
@@ -47,8 +48,8 @@ class PositionSampler(DistributedSampler):
         self.steps = samples // (batch_size * world)
         self.start = Place(0, 0)
         if not self.steps:
-            what = f"{samples} samples are fewer than one global batch ({world} ranks x {batch_size})"
-            raise UserError(f"{what}; make the batch smaller or render more samples")
+            problem = f"{samples} samples are fewer than one global batch ({world} ranks x {batch_size})"
+            raise UserError(f"{problem}; make the batch smaller or render more samples")
 
     def __len__(self) -> int:
         return self.steps
@@ -97,12 +98,14 @@ class ResumableDataModule(lightning.LightningDataModule):
     Outside a Lightning trainer call `note(batch)` after each step, or `set_epoch(n)` before each pass.
     """
 
+    num_workers: int | str = 0
+
     def __init__(self) -> None:
         super().__init__()
         self.place = Place(0, 0)
 
     def identity(self) -> dict[str, Any]:
-        """What the sample order depends on; only a checkpoint of the same identity is resumed exactly."""
+        """Everything that the sample order depends on; only a checkpoint of the same identity is resumed exactly."""
         raise NotImplementedError
 
     def note(self, batch: Any) -> None:
@@ -125,18 +128,29 @@ class ResumableDataModule(lightning.LightningDataModule):
         return {"epoch": self.place.epoch, "sample": self.place.sample, "identity": self.identity()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        saved, own = state_dict["identity"], self.identity()
-        if saved == own:
+        saved, current = state_dict["identity"], self.identity()
+        if saved == current:
             self.go_on(state_dict)
             return
-        differ = [key for key in {**saved, **own} if saved.get(key) != own.get(key)]
-        other = ", ".join(f"{key} was {saved.get(key)!r}, is {own.get(key)!r}" for key in differ)
-        log.warning("the data differ from the checkpoint's (%s); going on with the next epoch of these", other)
+        differ = [key for key in {**saved, **current} if saved.get(key) != current.get(key)]
+        differences = ", ".join(f"{key} was {saved.get(key)!r}, is {current.get(key)!r}" for key in differ)
+        log.warning("the data differ from the checkpoint's (%s); going on with the next epoch of these", differences)
         self.place = Place(state_dict["epoch"] + 1, 0)
 
     def go_on(self, state_dict: dict[str, Any]) -> None:
         """Take up the place of a checkpoint of the same identity."""
         self.place = Place(state_dict["epoch"], state_dict["sample"])
+
+    @property
+    def workers(self) -> int:
+        """Reading processes of this rank: `num_workers`, where "auto" means those that the machine's cores feed. A
+        model that trains on these cores itself gets none.
+        """
+        if self.num_workers != AUTO:
+            return self.num_workers
+        if self.trainer is None or self.trainer.strategy.root_device.type == "cpu":
+            return 0
+        return auto_workers(self.trainer.num_devices)
 
     def ranks(self) -> tuple[int, int]:
         """(rank, world size) of the trainer; (0, 1) without one."""

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
-from escdiff.errors import UserError
+from escdiff.support.errors import UserError
 
 BLOCK = tarfile.BLOCKSIZE
 MAGIC_AT = 257  # offset of "ustar" in a header
@@ -21,6 +21,7 @@ Damage = Callable[[int, str], None]  # (byte offset in the file, what is wrong t
 
 
 def everything(name: str) -> bool:
+    """The filter that lets every entry through."""
     return True
 
 
@@ -28,39 +29,63 @@ def read_entries(
     path: str | os.PathLike,
     on_damage: Damage | None = None,
     max_bytes: int = MAX_ENTRY,
-    wanted: Callable[[str], bool] = everything,
+    accept: Callable[[str], bool] = everything,
 ) -> Iterator[tuple[str, bytes]]:
     """(name, content) of the regular files in an uncompressed tar, in order; nothing is extracted.
 
     Args:
         on_damage: takes note of each damaged place, after which reading goes on; without it damage raises.
         max_bytes: larger entries count as damage and are not read.
-        wanted: asked for every name; where it says no, the content is empty, and its bytes are not read.
+        accept: called with every name; where it gives False, the content is empty and its bytes are not read.
 
     Raises:
         UserError: the file cannot be read, is no plain tar, or is damaged.
     """
     path = Path(path)
-
-    def refuse(offset: int, what: str) -> None:
-        raise UserError(f"shard {path} cannot be read to its end ({what} at byte {offset}); make or copy it again")
-
-    note = on_damage or refuse
     try:
         with open(path, "rb") as file:
-            size = os.fstat(file.fileno()).st_size
-            start: int | None = 0
-            if not size:
-                note(0, "an empty file")
-            while start is not None and start < size:
-                last = yield from _stretch(file, start, size, note, max_bytes, wanted)
-                start = None if last is None else _next_header(file, last + 1, size)
+            for info in _entries(file, path, on_damage, max_bytes):
+                file.seek(info.offset_data)
+                yield info.name, file.read(info.size) if accept(info.name) else b""
     except OSError as error:
         raise UserError(f"shard {path} cannot be read to its end ({error.strerror}); make or copy it again") from error
 
 
-def _stretch(file: BinaryIO, start: int, size: int, note: Damage, max_bytes: int, wanted: Callable[[str], bool]):
-    """The entries from a header on; returns None at a proper end, at damage the offset of the last header.
+def locate_entries(path: str | os.PathLike) -> Iterator[tuple[str, int, int]]:
+    """(name, offset of the content, its bytes) of the regular files in a tar, of which only the headers are read.
+
+    Raises:
+        UserError: as `read_entries`.
+    """
+    path = Path(path)
+    try:
+        with open(path, "rb") as file:
+            for info in _entries(file, path):
+                yield info.name, info.offset_data, info.size
+    except OSError as error:
+        raise UserError(f"shard {path} cannot be read to its end ({error.strerror}); make or copy it again") from error
+
+
+def _entries(
+    file: BinaryIO, path: Path, on_damage: Damage | None = None, max_bytes: int = MAX_ENTRY
+) -> Iterator[tarfile.TarInfo]:
+    """The headers of regular files."""
+
+    def refuse(offset: int, problem: str) -> None:
+        raise UserError(f"shard {path} cannot be read to its end ({problem} at byte {offset}); make or copy it again")
+
+    note = on_damage or refuse
+    size = os.fstat(file.fileno()).st_size
+    start: int | None = 0
+    if not size:
+        note(0, "an empty file")
+    while start is not None and start < size:
+        last = yield from _stretch(file, start, size, note, max_bytes)
+        start = None if last is None else _next_header(file, last + 1, size)
+
+
+def _stretch(file: BinaryIO, start: int, size: int, note: Damage, max_bytes: int):
+    """The regular files from a header on; returns None at a proper end, at damage the offset of the last header.
 
     Reading goes on behind that and not behind its entry: where bytes are missing, an entry takes its
     neighbour's header for its own end.
@@ -78,8 +103,7 @@ def _stretch(file: BinaryIO, start: int, size: int, note: Damage, max_bytes: int
                 if info.size > max_bytes:
                     note(info.offset, f"an entry of {info.size} bytes, more than the limit of {max_bytes}")
                 elif info.isreg():
-                    file.seek(info.offset_data)
-                    yield info.name, file.read(info.size) if wanted(info.name) else b""
+                    yield info
             position = max(position, tar.offset)  # where tarfile saw the end
     except UserError:
         raise

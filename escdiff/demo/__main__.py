@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from escdiff.errors import UserError
+from escdiff.support.errors import UserError
 
 LOOPBACK = "127.0.0.1"
 
@@ -16,17 +16,20 @@ LOOPBACK = "127.0.0.1"
 def demo(
     host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 lets other machines in.")] = LOOPBACK,
     port: Annotated[int, typer.Option(min=1, max=65535)] = 7860,
-    backbone: Annotated[str, typer.Option(help="mini, a diffusers folder or a hub id.")] = "mini",
+    backbone: Annotated[str, typer.Option(help="mini, sd15, a diffusers folder or a hub id.")] = "mini",
     encoder: Annotated[Path | None, typer.Option(help="Folder of the concept encoder; else the bundled one.")] = None,
-    guidance: Annotated[float, typer.Option(min=0, help="Guidance scale to start from.")] = 3.0,
+    guidance: Annotated[
+        float | None, typer.Option(min=0, help="Guidance scale to start from; else the backbone's own.")
+    ] = None,
     queue: Annotated[int, typer.Option(min=1, help="Pictures that may wait; more are told to come back.")] = 64,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, ...")] = "auto",
+    dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16; auto is float32 on a CPU.")] = "auto",
 ) -> None:
     """A web page: shape from one picture, appearance from another, the rest in words."""
-    serve(launch_options(host, port), load(backbone, encoder, guidance, device), queue)
+    serve(launch_options(host, port), load(backbone, encoder, guidance, device, dtype), queue)
 
 
-def load(backbone: str, encoder: Path | None, guidance: float, device: str):
+def load(backbone: str, encoder: Path | None, guidance: float | None, device: str, dtype: str):
     """The studio.
 
     Raises:
@@ -36,15 +39,10 @@ def load(backbone: str, encoder: Path | None, guidance: float, device: str):
         import gradio  # noqa: F401
     except ImportError:
         raise UserError("the demo needs Gradio; pip install 'escdiff[demo]'") from None
-    from escdiff.backbone import load_backbone, pick_device
     from escdiff.demo.studio import Studio
-    from escdiff.encoder import ConceptEncoder
-    from escdiff.quiet import quiet_libraries
+    from escdiff.serving.engine import Engine
 
-    quiet_libraries()
-    device = pick_device(device)
-    model = load_backbone(backbone, device=device)
-    return Studio(model, ConceptEncoder.from_pretrained(encoder, model).to(device), guidance)
+    return Studio(Engine.load(backbone, encoder, guidance, device, dtype))
 
 
 def launch_options(host: str, port: int) -> dict:
@@ -61,13 +59,13 @@ def serve(options: dict, studio, queue: int, block: bool = True):
 
     from escdiff.demo.guard import Guard
     from escdiff.demo.page import CSS, build, theme
-    from escdiff.demo.studio import MAX_BYTES
 
     sandbox = Path(os.environ["GRADIO_TEMP_DIR"])
     page = build(studio, sandbox)
-    page.queue(max_size=queue, default_concurrency_limit=1, api_open=False)
+    limits = studio.engine.limits
+    page.queue(max_size=queue, default_concurrency_limit=limits.batch, api_open=False)
     page.launch(
-        **options, theme=theme(), css=CSS, max_file_size=MAX_BYTES, prevent_thread_lock=True,
+        **options, theme=theme(), css=CSS, max_file_size=limits.picture_bytes, prevent_thread_lock=True,
         app_kwargs={"middleware": [Middleware(Guard, sandbox=sandbox)]},
     )  # fmt: skip
     print(f"open http://{options['server_name']}:{options['server_port']} (Ctrl-C stops it)", flush=True)
@@ -77,6 +75,7 @@ def serve(options: dict, studio, queue: int, block: bool = True):
 
 
 def main() -> None:
+    """The door `python -m escdiff.demo`."""
     # Before Gradio is imported: its uploads stay in a folder of this process, and it calls nobody.
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
     with tempfile.TemporaryDirectory(prefix="escdiff-demo-") as sandbox:

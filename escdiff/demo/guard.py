@@ -1,4 +1,4 @@
-"""What stands before the page's server: bodies of a limited size, and files only by upload.
+"""Guards before the page's server: bodies of a limited size, and files only by upload.
 
 Gradio would fetch a picture whose path is an address; this page takes no addresses.
 """
@@ -65,14 +65,14 @@ class Guard:
 def foreign_files(value: Any, sandbox: Path) -> Iterator[str]:
     """The addresses, paths outside `sandbox` and inline contents that stand where a file is expected."""
     if isinstance(value, dict):
-        for key, each in value.items():
-            if not isinstance(each, str):
-                yield from foreign_files(each, sandbox)
-            elif (key == "path" and not _inside(each, sandbox)) or (key == "url" and _inline(each)):
-                yield each
+        for key, item in value.items():
+            if not isinstance(item, str):
+                yield from foreign_files(item, sandbox)
+            elif (key == "path" and not _inside(item, sandbox)) or (key == "url" and _inline(item)):
+                yield item
     elif isinstance(value, list):
-        for each in value:
-            yield from foreign_files(each, sandbox)
+        for item in value:
+            yield from foreign_files(item, sandbox)
 
 
 def _inline(address: str) -> bool:

@@ -8,8 +8,11 @@ from pathlib import Path
 import gradio as gr
 
 from escdiff.concept import ATTRIBUTES, Concept
-from escdiff.demo.studio import MAX_MATRIX, MAX_PROMPT, MAX_SEED, MAX_STEPS, Studio
-from escdiff.errors import UserError
+from escdiff.demo.edit_tab import edit_tab
+from escdiff.demo.editing import Editor
+from escdiff.demo.studio import MAX_MATRIX, Studio
+from escdiff.serving.limits import MAX_SEED
+from escdiff.support.errors import UserError
 
 HISTORY = 12
 SUFFIXES = [".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"]
@@ -42,16 +45,17 @@ def theme():
 def build(studio: Studio, sandbox: Path) -> gr.Blocks:
     """The page. Concept files are written below `sandbox`."""
     assets = Path(__file__).parents[1] / "assets" / "examples"
-    note = MINI if studio.backbone.name == "mini" else f"Backbone: {studio.backbone.name}."
+    backbone, limits = studio.engine.backbone.name, studio.engine.limits
+    note = MINI if backbone == "mini" else f"Backbone: {backbone}."
     with gr.Blocks(title="ESCDiff", analytics_enabled=False, delete_cache=(600, 3600)) as page:
-        kept, history = gr.State(None, time_to_live=3600), gr.State([], time_to_live=3600)
+        loaded, history = gr.State(None, time_to_live=3600), gr.State([], time_to_live=3600)
         gr.Markdown(ABOUT.format(note=note))
         with gr.Tab("Mix"), gr.Row():
             with gr.Column():
                 with gr.Row():
                     shape, appearance = (_picture(f"{a} from", a) for a in ATTRIBUTES)
                 prompt = gr.Textbox(
-                    label="prompt", max_length=MAX_PROMPT, elem_id="prompt",
+                    label="prompt", max_length=limits.prompt, elem_id="prompt",
                     placeholder="a photo of a <appearance> <shape> on a sky background",
                 )  # fmt: skip
                 with gr.Row():
@@ -63,8 +67,8 @@ def build(studio: Studio, sandbox: Path) -> gr.Blocks:
                     layers = _layers(studio)
                 with gr.Accordion("Sampling", open=False):
                     seed = gr.Number(0, label="seed", precision=0, minimum=0, maximum=MAX_SEED)
-                    steps = gr.Slider(1, min(50, MAX_STEPS), 20, step=1, label="steps")
-                    guidance = gr.Slider(1, 15, studio.guidance, step=0.1, label="guidance")
+                    steps = gr.Slider(1, min(50, limits.steps), 20, step=1, label="steps")
+                    guidance = gr.Slider(1, 15, studio.engine.guidance, step=0.1, label="guidance")
                 with gr.Accordion("Concept file", open=False):
                     upload = gr.File(label="load a concept", file_types=[".safetensors"], elem_id="load")
                     save = gr.DownloadButton("save this concept", interactive=False, elem_id="save")
@@ -81,12 +85,13 @@ def build(studio: Studio, sandbox: Path) -> gr.Blocks:
             files = gr.File(label="pictures", file_count="multiple", file_types=SUFFIXES, elem_id="files")
             every = gr.Button("Paint all", variant="primary", elem_id="matrix-go")
             grid = gr.Image(label="matrix", interactive=False, format="png", elem_id="matrix", buttons=BUTTONS)
-        inputs = [shape, appearance, kept, history, prompt, seed, steps, guidance, *strength, *layers]
+        edit_tab(Editor(studio.engine), _picture, _reporting)
+        inputs = [shape, appearance, loaded, history, prompt, seed, steps, guidance, *strength, *layers]
         outputs = [picture, status, gallery, history, save]
         painting = go.click(_paint(studio, sandbox), inputs, outputs, **PRIVATE)
         written = prompt.submit(_paint(studio, sandbox), inputs, outputs, **PRIVATE)
         stop.click(None, cancels=[painting, written], **PRIVATE)
-        upload.change(_load(studio), [upload], [kept, status, *layers], **PRIVATE)
+        upload.change(_load(studio), [upload], [loaded, status, *layers], **PRIVATE)
         every.click(_matrix(studio), [files, seed], [grid], **PRIVATE)
     return page
 
@@ -104,15 +109,15 @@ def _picture(label: str, name: str) -> gr.Image:
 
 def _layers(studio: Studio) -> list[gr.Slider]:
     """A slider per layer, all of the shape's first."""
-    made, gates = [], studio.gates()
+    sliders, gates = [], studio.gates()
     names = [" + ".join(_short(name) for name in cell) for cell in studio.space.cells]
     with gr.Row():
         for attribute in ATTRIBUTES:
             with gr.Column(min_width=160):
                 gr.Markdown(f"**{attribute}**")
                 for name, gate in zip(names, gates[attribute], strict=True):
-                    made.append(gr.Slider(0, 1, gate, step=0.01, label=name, elem_id=f"{attribute}-{name}"))
-    return made
+                    sliders.append(gr.Slider(0, 1, gate, step=0.01, label=name, elem_id=f"{attribute}-{name}"))
+    return sliders
 
 
 def _short(name: str) -> str:
@@ -123,8 +128,8 @@ def _short(name: str) -> str:
 
 
 @contextmanager
-def _said() -> Iterator[None]:
-    """What a visitor got wrong is told on the page."""
+def _reporting() -> Iterator[None]:
+    """Show a visitor's mistake on the page."""
     try:
         yield
     except UserError as error:
@@ -134,14 +139,14 @@ def _said() -> Iterator[None]:
 def _paint(studio: Studio, sandbox: Path):
     count = studio.space.num_layers
 
-    def paint(shape, appearance, kept, history, prompt, seed, steps, guidance, *sliders):
+    def paint(shape, appearance, loaded, history, prompt, seed, steps, guidance, *sliders):
         strength = dict(zip(ATTRIBUTES, sliders[:2], strict=True))
         layers = {a: sliders[2 + i * count : 2 + (i + 1) * count] for i, a in enumerate(ATTRIBUTES)}
-        with _said():
-            concept = studio.compose(shape, appearance, kept, strength, layers)
-            for step, image in studio.paint(concept, prompt, seed, steps, guidance):
-                if step < steps:
-                    yield image, f"step {step} of {int(steps)}", gr.skip(), gr.skip(), gr.skip()
+        with _reporting():
+            concept = studio.compose(shape, appearance, loaded, strength, layers)
+            for step, total, image in studio.paint(concept, prompt, seed, steps, guidance):
+                if step < total:
+                    yield image, f"step {step} of {total}", gr.skip(), gr.skip(), gr.skip()
         history = [image, *history][:HISTORY]
         # A folder of a random name: nobody else can ask for it.
         path = Path(tempfile.mkdtemp(dir=sandbox)) / "concept.safetensors"
@@ -157,7 +162,7 @@ def _load(studio: Studio):
     def load(path):
         if not path:
             return None, "", *[gr.skip()] * count
-        with _said():
+        with _reporting():
             concept: Concept = studio.load(path)
         gates = [concept.gates[a].mean(1).tolist() if a in concept.gates else [] for a in ATTRIBUTES]
         sliders = [gr.skip()] * count
@@ -170,7 +175,7 @@ def _load(studio: Studio):
 
 def _matrix(studio: Studio):
     def matrix(paths, seed):
-        with _said():
+        with _reporting():
             yield from studio.matrix(paths or [], seed=seed)
 
     return matrix

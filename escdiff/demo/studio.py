@@ -1,81 +1,60 @@
-"""What the page does, without the page: pictures to concepts, concepts to pictures step by step."""
+"""The page's work without its widgets: pictures to concepts, concepts to pictures step by step."""
 
-import math
-import queue
-import threading
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from PIL import Image
 from torch import Tensor
 
-from escdiff.backbone import Backbone
-from escdiff.concept import ATTRIBUTES, WHOLE, Concept, placeholder, plain_prompt
+from escdiff.concept import ATTRIBUTES, Concept
+from escdiff.concept.mixing import regate, split
 from escdiff.conditioning import ConditioningSpace
-from escdiff.data.images import decode_image, read_file, to_pil
-from escdiff.encoder import ConceptEncoder
-from escdiff.errors import UserError
-from escdiff.figure import picture_grid
-from escdiff.mixing import regate, split
-from escdiff.pipeline import generate
+from escdiff.data.pictures import read_file
+from escdiff.serving.engine import Engine
+from escdiff.serving.jobs import MAX_PREVIEWS
+from escdiff.support.errors import UserError
+from escdiff.support.picture_grid import picture_grid
 
-MAX_BYTES, MAX_PIXELS = 10_000_000, 25_000_000  # of an uploaded file, of a picture
-MAX_CONCEPT_BYTES = 4_000_000
-MAX_PROMPT, MAX_STEPS, MAX_SEED = 400, 100, 2**31 - 1
 MAX_MATRIX = 5  # pictures a side
-PREVIEWS = 8
-
-
-class _Stop(Exception):
-    """Nobody waits for the picture any more."""
 
 
 @dataclass(eq=False)
 class Studio:
-    """The models, and one painter at a time: the U-Net is shared."""
+    """The page's work on one engine."""
 
-    backbone: Backbone
-    encoder: ConceptEncoder
-    guidance: float = 3.0
-    lock: threading.Lock = field(default_factory=threading.Lock)
+    engine: Engine
 
     @property
     def space(self) -> ConditioningSpace:
-        return self.encoder.space
+        """The encoder's space."""
+        return self.engine.encoder.space
 
     def gates(self) -> dict[str, list[float]]:
         """Attribute -> a number per layer, where its sliders start (mean over stages)."""
-        return {a: [round(v, 2) for v in gate.detach().mean(1).tolist()] for a, gate in self.encoder.gates().items()}
+        return {
+            a: [round(v, 2) for v in gate.detach().mean(1).tolist()] for a, gate in self.engine.encoder.gates().items()
+        }
 
-    def read(self, path: str) -> Concept:
-        """The concept of an uploaded picture.
+    def read_picture(self, path: str) -> Image.Image:
+        """An uploaded picture.
 
         Raises:
             UserError: it is too large, or no picture.
         """
-        picture = decode_image(read_file(Path(path), MAX_BYTES), "upload", MAX_PIXELS)
-        with self.lock:
-            return self.encoder.encode(picture)
+        return self.engine.read_picture(read_file(Path(path), self.engine.limits.picture_bytes))
 
     def load(self, path: str) -> Concept:
-        """An uploaded concept file, checked against the backbone.
+        """An uploaded concept file, with `shape` and `appearance` for one of a single placeholder.
 
         Raises:
             UserError: it is too large, damaged, or for another backbone.
         """
-        if Path(path).stat().st_size > MAX_CONCEPT_BYTES:
-            raise UserError(f"the concept file has more than {MAX_CONCEPT_BYTES / 1e6:g} MB; give one of this program")
-        try:
-            concept = Concept.load(path)
-        except UserError as error:
-            raise UserError(str(error).replace(str(path), "the file you gave")) from None
-        concept.check_fits(self.space, self.backbone.width, self.backbone.text_hash)
-        return split(concept)
+        return split(self.engine.read_concept(Path(path)))
 
     def compose(
-        self, shape: str | None, appearance: str | None, kept: Concept | None, strength: Mapping[str, float],
+        self, shape: str | None, appearance: str | None, loaded: Concept | None, strength: Mapping[str, float],
         layers: Mapping[str, Sequence[float]],
     ) -> Concept:  # fmt: skip
         """The concept of what was given: pictures first, a loaded concept for what they leave open.
@@ -86,12 +65,15 @@ class Studio:
         Raises:
             UserError: nothing was given, or something that cannot be used.
         """
-        given = {a: path for a, path in zip(ATTRIBUTES, (shape, appearance), strict=True) if path}
-        sources = {path: self.read(path) for path in dict.fromkeys(given.values())}
-        parts = {a: sources[path] for a, path in given.items()}
-        for attribute in kept.attributes if kept else ():
+        references = {a: path for a, path in zip(ATTRIBUTES, (shape, appearance), strict=True) if path}
+        sources = {path: self.read_picture(path) for path in dict.fromkeys(references.values())}
+        parts = {}
+        if references:
+            read = self.engine.encode({a: sources[path] for a, path in references.items()})
+            parts = {a: read.only(a) for a in references}
+        for attribute in loaded.attributes if loaded else ():
             if attribute in ATTRIBUTES:
-                parts.setdefault(attribute, kept)
+                parts.setdefault(attribute, loaded)
         if not parts:
             raise UserError("nothing was given; drop a picture for the shape or the appearance, or load a concept")
         concept = Concept.combine(**{a: parts[a] for a in ATTRIBUTES if a in parts})
@@ -100,49 +82,20 @@ class Studio:
 
     def paint(
         self, concept: Concept, prompt: str, seed: int = 0, steps: int = 20, guidance: float | None = None
-    ) -> Iterator[tuple[int, Image.Image]]:
-        """(step, picture so far), the last one finished. Stops painting when nobody asks for more.
+    ) -> Iterator[tuple[int, int, Image.Image]]:
+        """(step, of how many, picture so far), the last one finished. Stops painting when nobody asks for more.
 
         Raises:
             UserError: a prompt that is too long or has no place for the concept; numbers out of range.
         """
-        prompt = check_prompt(prompt, concept)
-        seed, steps = _number("seed", seed, 0, MAX_SEED), _number("steps", steps, 1, MAX_STEPS)
-        guidance = self.guidance if guidance is None else guidance
-        if not (isinstance(guidance, int | float) and math.isfinite(guidance) and 0 <= guidance <= 30):
-            raise UserError(f"guidance {guidance} given; expected a number from 0 to 30")
-        shown: queue.Queue = queue.Queue()
-        gone, every = threading.Event(), max(1, steps // PREVIEWS)
-
-        def watch(step: int, latents: Tensor) -> None:
-            if gone.is_set():
-                raise _Stop
-            if (step + 1) % every == 0 and step + 1 < steps:
-                with torch.no_grad():
-                    shown.put((step + 1, to_pil(self.backbone.decode(latents[:1])[0])))
-
-        def work() -> None:
-            try:
-                with self.lock:
-                    made = generate(
-                        self.backbone, [prompt], concept, steps=steps, guidance=float(guidance), seeds=[seed],
-                        watch=watch,
-                    )  # fmt: skip
-                shown.put((steps, made[0]))
-            except BaseException as error:  # goes to the one who waits
-                shown.put(error)
-
-        threading.Thread(target=work, daemon=True).start()
-        try:
-            while True:
-                found = shown.get()
-                if isinstance(found, BaseException):
-                    raise found
-                yield found
-                if found[0] == steps:
-                    return
-        finally:
-            gone.set()
+        job = self.engine.job(
+            prompt, {"": concept}, seed=seed, steps=steps, guidance=guidance, previews=MAX_PREVIEWS
+        )  # fmt: skip
+        for _, event in self.engine.paint(job):
+            if isinstance(event, Image.Image):
+                yield job.calls, job.calls, event
+            elif event.preview is not None:
+                yield event.step, event.total, event.preview
 
     def matrix(self, paths: Sequence[str], prompt: str = "", seed: int = 0, steps: int = 12) -> Iterator[Image.Image]:
         """Every shape (down) in every appearance (across), row by row.
@@ -152,51 +105,21 @@ class Studio:
         """
         if not 2 <= len(paths) <= MAX_MATRIX:
             raise UserError(f"{len(paths)} pictures given; expected 2 to {MAX_MATRIX}")
-        seed, steps = _number("seed", seed, 0, MAX_SEED), _number("steps", steps, 1, MAX_STEPS)
-        pictures = [decode_image(read_file(Path(path), MAX_BYTES), "upload", MAX_PIXELS) for path in paths]
-        with self.lock:
-            concepts = [self.encoder.encode(picture) for picture in pictures]
-        heads = [picture.copy() for picture in pictures]
+        pictures = [self.read_picture(path) for path in paths]
+        concepts = [self.engine.encode(dict.fromkeys(ATTRIBUTES, picture)) for picture in pictures]
         rows: list[list[Image.Image | None]] = []
         for i, shape in enumerate(concepts):
             mixed = [Concept.combine(shape=shape, appearance=other) for other in concepts]
-            said = check_prompt(prompt, mixed[0])
-            with self.lock:
-                made = generate(
-                    self.backbone, [said] * len(mixed), mixed, steps=steps, guidance=self.guidance,
-                    seeds=[seed] * len(mixed),
-                )  # fmt: skip
-            rows.append([heads[i], *made])
-            empty = [[heads[j], *[None] * len(paths)] for j in range(i + 1, len(paths))]
-            yield picture_grid([[None, *heads], *rows, *empty])
-
-
-def check_prompt(prompt: str, concept: Concept) -> str:
-    """The prompt, or a plain one for an empty one.
-
-    Raises:
-        UserError: it is too long, or has no place for the concept.
-    """
-    prompt = (prompt or "").strip()
-    if len(prompt) > MAX_PROMPT:
-        raise UserError(f"the prompt has {len(prompt)} letters; the most is {MAX_PROMPT}")
-    prompt = prompt or plain_prompt(concept.attributes)
-    words = [placeholder(name) for name in concept.attributes]
-    words += [placeholder(WHOLE)] * (len(words) > 1)
-    if not any(word in prompt for word in words):
-        raise UserError(f"the prompt has no place for the concept; write {' or '.join(words)} where it belongs")
-    return prompt
+            jobs = [self.engine.job(prompt, {"": concept}, seed=seed, steps=steps) for concept in mixed]
+            painted = dict(self.engine.paint(*jobs))  # a job's picture is the last that is said of it
+            rows.append([pictures[i], *(painted[j] for j in range(len(jobs)))])
+            empty = [[pictures[j], *[None] * len(paths)] for j in range(i + 1, len(paths))]
+            yield picture_grid([[None, *pictures], *rows, *empty])
 
 
 def _moved(gate: Tensor, sliders: Sequence[float]) -> Tensor:
     """Gates (L, S) as the sliders (L) have them; one that was not moved keeps the exact number behind it."""
-    given = torch.tensor(sliders, dtype=gate.dtype)[:, None].expand_as(gate)
-    if not (torch.isfinite(given).all() and given.min() >= 0 and given.max() <= 1):
+    moved = torch.tensor(sliders, dtype=gate.dtype)[:, None].expand_as(gate)
+    if not (torch.isfinite(moved).all() and moved.min() >= 0 and moved.max() <= 1):
         raise UserError("a layer's gate is out of range; expected numbers from 0 to 1")
-    return torch.where((given - gate.mean(1, keepdim=True)).abs() <= 0.0051, gate, given)
-
-
-def _number(name: str, value, low: int, high: int) -> int:
-    if isinstance(value, bool) or not isinstance(value, int | float) or value != value or not low <= value <= high:
-        raise UserError(f"{name} {value} given; expected a whole number from {low} to {high}")
-    return int(value)
+    return torch.where((moved - gate.mean(1, keepdim=True)).abs() <= 0.0051, gate, moved)

@@ -1,87 +1,27 @@
 """ConceptEncoder: a reference image (and mask) to a concept, in one forward pass."""
 
-from collections.abc import Collection, Iterable
-from dataclasses import asdict, dataclass, field
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from escdiff.backbone.family.stored import phrases
 from escdiff.concept import ATTRIBUTES, Concept
 from escdiff.conditioning import ConditioningSpace
-from escdiff.conditioning.placement import PLACEMENTS, place
-from escdiff.data.images import to_pixels
+from escdiff.data.colours import alpha_of, to_rgb
+from escdiff.data.pictures import to_pixels
+from escdiff.encoder import checkpoint
 from escdiff.encoder.filters import AppearanceFilter, ShapeFilter
+from escdiff.encoder.gates import initial_logits, open_gates
+from escdiff.encoder.head import Head
 from escdiff.encoder.vision import VisionBackbone
 from escdiff.encoder.vocabulary import Vocabulary
-from escdiff.errors import UserError
-from escdiff.mixing import SHAPE_LAYERS
-
-GATES = ("learned", "hand", "none")
-BRANCHES = ("lora", "routed")
-
-
-@dataclass(frozen=True)
-class EncoderConfig:
-    """What a checkpoint needs to be built again; plain values only."""
-
-    vision: str = "mini"  # see escdiff.encoder.vision.load_vision
-    shape_depths: tuple[int, ...] = (1, 2, 3)  # which depths of the tower each filter reads
-    appearance_depths: tuple[int, ...] = (0, 1, 3)
-    tokens: dict[str, int] = field(default_factory=lambda: {"shape": 2, "appearance": 6})  # K per attribute
-    anchors: dict[str, str] = field(default_factory=lambda: {"shape": "object", "appearance": "colored"})
-    vocabulary: dict[str, list[str]] = field(default_factory=dict)  # words that the tower's CLIP may read
-    templates: tuple[str, ...] = ("a photo of a {}",)  # that it reads them in
-    features: int = 256  # F of each filter
-    rank: int = 8  # of what a layer adds to the base
-    residual_anchor: bool = True  # vectors depart from the anchor words, not from zero
-    residual_scale: float = 1.0  # in units of the norm of a real word's embedding, or of its hidden states
-    placement: str = "words"  # or "states": residuals are added to the anchor words' hidden states
-    gates: str = "learned"  # or "hand": SHAPE_LAYERS to shape and the rest to appearance; or "none": all open
-    positions: bool = True  # in the shape filter
-    appearance_positions: bool = False
-    instance_norm: bool = True  # in the shape filter
-    branch_rank: int = 0  # of the U-Net branches; 0 for none
-    branches: str = "lora"  # act on every token; or "routed": each on the tokens of its own placeholder
-
-    def __post_init__(self) -> None:
-        given = {attribute: list(words) for attribute, words in self.vocabulary.items()}
-        object.__setattr__(self, "vocabulary", {attribute: [] for attribute in ATTRIBUTES} | given)
-
-    @property
-    def words(self) -> dict[str, list[str]]:
-        """The vocabularies that are not empty."""
-        return {attribute: words for attribute, words in self.vocabulary.items() if words}
-
-
-class Head(nn.Module):
-    """Features to residual word embeddings: `base + layer[l] + stage[s]`, the latter two of low rank.
-
-    With a vocabulary the last of the features are the shares of its words, whose mixture is added.
-    """
-
-    def __init__(
-        self, features: int, layers: int, stages: int, tokens: int, width: int, rank: int,
-        vocabulary: Vocabulary | None = None,
-    ) -> None:  # fmt: skip
-        super().__init__()
-        self.shape, self.features, self.vocabulary = (tokens, width), features, vocabulary
-        self.base = nn.Sequential(nn.Linear(features, 2 * features), nn.GELU(), nn.Linear(2 * features, tokens * width))
-        self.codes = nn.Linear(features, rank)
-        self.layer = nn.Parameter(torch.randn(layers, rank, tokens * width) * 0.1 * (rank * width) ** -0.5)
-        self.stage = nn.Parameter(torch.zeros(stages, rank, tokens * width)) if stages > 1 else None
-        nn.init.normal_(self.base[-1].weight, std=0.5 * (2 * features * width) ** -0.5)
-
-    def forward(self, features: Tensor) -> Tensor:
-        """(B, F) or (B, F + V) -> (B, L, S, K, D), in units of the encoder's `embedding_scale`."""
-        features, shares = features[:, : self.features], features[:, self.features :]
-        codes = self.codes(features)
-        out = self.base(features)[:, None, None] + torch.einsum("br,lrk->blk", codes, self.layer)[:, :, None]
-        if self.stage is not None:
-            out = out + torch.einsum("br,srk->bsk", codes, self.stage)[:, None]
-        out = out.unflatten(-1, self.shape)
-        return out if self.vocabulary is None else out + self.vocabulary(shares)[:, None, None]
+from escdiff.support.config.encoder import EncoderConfig
+from escdiff.support.config.keys import check
+from escdiff.support.errors import UserError
 
 
 class ConceptEncoder(nn.Module):
@@ -89,6 +29,10 @@ class ConceptEncoder(nn.Module):
 
     The output of attribute a at layer l and stage s is `anchor[a] + gate[a, l, s] * residual[a, l, s]`: a closed
     gate leaves the neutral word. The tower stays outside the module's weights.
+
+    Attributes:
+        name: hub id, or name of its folder; empty until it was read from one.
+        branches: `escdiff.backbone.branches.Branches` that it was read with, or None.
     """
 
     def __init__(
@@ -99,31 +43,28 @@ class ConceptEncoder(nn.Module):
         anchors: dict[str, Tensor],
         base_model: str = "",
         text_hash: str = "",
-        scale: Tensor | None = None,
+        family: str = "sd",
     ) -> None:
         """Build with random weights.
 
         Args:
             anchors: attribute -> (K, D), the last of which is taken.
-            scale: what residuals are measured in; without, the anchors' mean norm.
+            family: of the backbone, by name.
 
         Raises:
             UserError: an unknown choice, or depths that the tower lacks.
         """
         super().__init__()
-        for name, choices in (("gates", GATES), ("placement", PLACEMENTS), ("branches", BRANCHES)):
-            if (given := getattr(config, name)) not in choices:
-                raise UserError(f"encoder.{name}={given!r} given; expected one of {', '.join(choices)}")
+        check(config, "encoder.")
         depths = {*config.shape_depths, *config.appearance_depths}
-        if unknown := set(config.vocabulary) - set(ATTRIBUTES):
-            raise UserError(f"encoder.vocabulary.{min(unknown)} given; expected words for {' or '.join(ATTRIBUTES)}")
-        if config.words and (config.placement != "words" or not vision.embedding_width):
-            what = f"encoder.vocabulary given with placement {config.placement!r} and the tower {vision.spec}"
-            raise UserError(f"{what}; it needs encoder.placement=words and a whole CLIP model")
+        if config.words and not vision.embedding_width:
+            raise UserError(f"encoder.vocabulary given with the tower {vision.spec}; it needs a whole CLIP model")
         if outside := sorted(depths - set(range(vision.num_depths))):
             what = f"depth {outside[-1]} of the vision tower {vision.spec} asked for, it has 0..{vision.num_depths - 1}"
             raise UserError(f"{what}; change encoder.shape_depths and encoder.appearance_depths")
-        self.config, self.space, self.base_model, self.text_hash = config, space, base_model, text_hash
+        self.config, self.space, self.family = config, space, family
+        self.base_model, self.text_hash = base_model, text_hash
+        self.name, self.branches = "", None  # as it was read, see `escdiff.encoder.checkpoint`
         self._vision = (vision,)  # a tuple hides the frozen tower from nn.Module
         common = {"width": vision.width, "patches": vision.num_patches, "features": config.features}
         self.filters = nn.ModuleDict({
@@ -147,22 +88,21 @@ class ConceptEncoder(nn.Module):
         # What an attribute says when it is dropped in training: learned, not a picture of zeros.
         self.nulls = nn.ParameterDict({a: nn.Parameter(torch.zeros(config.tokens[a], width)) for a in ATTRIBUTES})
         self.gate_logits = nn.ParameterDict(
-            {a: nn.Parameter(_gate_logits(a, layers, stages), config.gates == "learned") for a in ATTRIBUTES}
+            {a: nn.Parameter(initial_logits(a, layers, stages), config.gates == "learned") for a in ATTRIBUTES}
         )
         for attribute in ATTRIBUTES:
             anchor = anchors[attribute].detach().float() * config.residual_anchor
             self.register_buffer(f"anchor_{attribute}", anchor[-1:].expand(config.tokens[attribute], -1).clone())
-        scale = _mean_norm(anchors.values()) if scale is None else scale
-        self.register_buffer("embedding_scale", scale * config.residual_scale)
+        self.register_buffer("embedding_scale", _mean_norm(anchors.values()) * config.residual_scale)
 
     @classmethod
     def for_backbone(cls, config: EncoderConfig, vision: VisionBackbone, backbone, space: ConditioningSpace):
         """A new encoder for a backbone: anchors and scale come from its words."""
+        if config.words and backbone.family.reading is not None:
+            given = f"encoder.vocabulary given for {backbone.name!r} of the family {backbone.family.name!r}"
+            raise UserError(f"{given}; the vectors of a transformer are no words: leave it empty")
         anchors = {a: backbone.prompts.word_embedding(word) for a, word in config.anchors.items()}
-        scale = None
-        if config.placement == "states":
-            scale = _mean_norm(backbone.prompts.states_of(word) for word in config.anchors.values())
-        encoder = cls(config, vision, space, anchors, backbone.name, backbone.text_hash, scale)
+        encoder = cls(config, vision, space, anchors, backbone.name, backbone.text_hash, backbone.family.name)
         for attribute, words in config.words.items():
             anchor = encoder.anchor(attribute)
             vectors = torch.stack([backbone.prompts.spread(word, len(anchor)) for word in words]).detach().to(anchor)
@@ -172,12 +112,18 @@ class ConceptEncoder(nn.Module):
 
     @property
     def word_scale(self) -> Tensor:
-        """Norm of the anchors or of their hidden states, by `placement`: the scale of real words."""
+        """Mean norm of the anchors: the scale of real words."""
         return self.embedding_scale / self.config.residual_scale
 
     @property
     def vision(self) -> VisionBackbone:
         return self._vision[0]
+
+    def to(self, *args: Any, **kwargs: Any) -> "ConceptEncoder":
+        """As of `nn.Module`; the tower, which is no child, goes to the same device and keeps its type."""
+        super().to(*args, **kwargs)
+        self.vision.to(self.embedding_scale.device)
+        return self
 
     def anchor(self, attribute: str) -> Tensor:
         """(K, D)."""
@@ -195,8 +141,10 @@ class ConceptEncoder(nn.Module):
     def features(self, attribute: str, tokens_BNW: list[Tensor], mask: Tensor | None = None) -> Tensor:
         """What an attribute's filter lets through, (B, F), then the shares of the words that CLIP reads, (B, V)."""
         depths, vocabulary = getattr(self.config, f"{attribute}_depths"), self.heads[attribute].vocabulary
-        features = self.filters[attribute]([tokens_BNW[d] for d in depths], mask)
-        return features if vocabulary is None else torch.cat([features, vocabulary.read(tokens_BNW[-1][:, 0])], 1)
+        features = self.filters[attribute]([tokens_BNW[d].float() for d in depths], mask)
+        if vocabulary is None:
+            return features
+        return torch.cat([features, vocabulary.read(tokens_BNW[-1][:, 0].float())], 1)
 
     def residuals(self, attribute: str, features: Tensor, dropped: Tensor | None = None) -> Tensor:
         """(B, F) -> what is added to the anchor before the gate, (B, L, S, K, D); dropped (B,) bool gives the null."""
@@ -209,10 +157,6 @@ class ConceptEncoder(nn.Module):
     def vectors(self, attribute: str, residuals: Tensor) -> Tensor:
         """Anchor plus gated residual (B, L, S, K, D)."""
         return self.anchor(attribute) + self.gates()[attribute][..., None, None] * residuals
-
-    def place(self, attribute: str, vectors: Tensor) -> Tensor:
-        """What `PromptEncoder.encode` takes for an attribute's vectors (B, L, S, K, D)."""
-        return place(vectors, self.anchor(attribute), self.config.placement)
 
     def forward(
         self,
@@ -254,8 +198,8 @@ class ConceptEncoder(nn.Module):
         """One picture to a concept in one forward pass.
 
         Args:
-            image: PIL, or pixels (3, H, W) in [-1, 1].
-            mask: (1, H, W), 1 on the object.
+            image: PIL of any mode, or pixels (3, H, W) in [-1, 1].
+            mask: (1, H, W), 1 on the object; without it the transparency of a PIL picture, if it has any.
 
         Raises:
             UserError: an unknown attribute.
@@ -263,52 +207,59 @@ class ConceptEncoder(nn.Module):
         unknown = set(attributes) - set(ATTRIBUTES)
         if unknown or not attributes:
             raise UserError(f"attributes {sorted(attributes)} given; expected some of {', '.join(ATTRIBUTES)}")
-        pixels = to_pixels(image, self.vision.image_size) if isinstance(image, Image.Image) else image
+        pixels, size = image, self.vision.image_size
+        if isinstance(image, Image.Image):
+            pixels, alpha = to_pixels(to_rgb(image), size), alpha_of(image)
+            if mask is None and alpha is not None:
+                mask = (to_pixels(alpha.convert("RGB"), size)[:1] > 0).float()
         pixels = pixels[None].to(self.embedding_scale.device)
         mask = None if mask is None else mask[None].to(pixels)
         given = {f"{a}_pixels": pixels for a in attributes} | {f"{a}_mask": mask for a in attributes}
-        vectors, gates = self(**given), self.gates()
+        return self.concept({a: value[0] for a, value in self(**given).items()}, {"reference": note} if note else {})
+
+    def concept(self, vectors: Mapping[str, Tensor], notes: Mapping[str, str] | None = None) -> Concept:
+        """A concept of vectors (L, S, K, D) by attribute, on the CPU."""
+        gates, words = self.gates(), phrases(self.family, self.config.anchors, vectors)
         return Concept(
-            vectors={a: v[0].float().cpu() for a, v in vectors.items()},
+            vectors={a: value.float().cpu() for a, value in vectors.items()},
             anchors={a: self.anchor(a).float().cpu() for a in vectors},
             space=self.space, base_model=self.base_model, text_hash=self.text_hash,
-            gates={a: gates[a].float().cpu() for a in vectors}, notes={"reference": note} if note else {},
-            placement=self.config.placement,
+            gates={a: gates[a].float().cpu() for a in vectors}, notes=dict(notes or {}),
+            branches=self.needed_branches, family=self.family, words=words,
         )  # fmt: skip
 
-    def save_pretrained(self, folder: str | Path, unet: nn.Module | None = None, card: str = "") -> None:
-        """Write a checkpoint folder; see `escdiff.encoder.checkpoint`."""
-        from escdiff.encoder.checkpoint import save
+    @property
+    def needed_branches(self) -> dict[str, str]:
+        """What its concepts say about them, see `Concept.branches`; the hash is empty while they are being trained."""
+        if not self.config.branch_rank:
+            return {}
+        return {"encoder": self.name, "hash": self.branches.hash if self.branches else ""}
 
-        save(self, Path(folder), unet, card)
+    def save_pretrained(self, folder: str | Path, unet: nn.Module | None = None, card: str = "") -> None:
+        """Write a checkpoint folder; see `escdiff.encoder.checkpoint`.
+
+        Args:
+            unet: with the branches, if they were trained in it; without, those that the encoder was read with.
+        """
+        checkpoint.save(self, Path(folder), unet, card)
 
     @classmethod
-    def from_pretrained(cls, folder: str | Path | None = None, backbone=None) -> "ConceptEncoder":
-        """Read a checkpoint folder or the bundled encoder; see `escdiff.encoder.checkpoint`."""
-        from escdiff.encoder.checkpoint import load
+    def from_pretrained(
+        cls, folder: str | Path | None = None, backbone=None, vision: str | None = None, **hub: Any
+    ) -> "ConceptEncoder":
+        """Read a checkpoint folder, one of the Hugging Face hub, or the bundled encoder.
 
-        return load(cls, folder, backbone)
+        Args:
+            folder: or "USER/NAME" on the hub.
+            backbone: refuse one that it was not made for; its U-Net gets the branches.
+            vision: where the vision tower lies on this machine, see `load_vision`.
+            hub: `revision`, `cache_dir`, `token`, `local_files_only`.
 
-    def plain_config(self) -> dict:
-        """For config.json."""
-        return asdict(self.config)
+        Raises:
+            UserError: see `escdiff.encoder.checkpoint.load`.
+        """
+        return checkpoint.load(cls, folder, backbone, vision, **hub)
 
 
 def _mean_norm(vectors: Iterable[Tensor]) -> Tensor:
     return torch.stack([v.detach().float().norm(dim=-1).mean() for v in vectors]).mean()
-
-
-def open_gates(logits: Tensor, gates: str) -> Tensor:
-    """(L, S) in 0..1, by `EncoderConfig.gates`."""
-    if gates == "none":
-        return torch.ones_like(logits)
-    return (logits > 2).to(logits) if gates == "hand" else torch.sigmoid(logits)
-
-
-def _gate_logits(attribute: str, layers: int, stages: int) -> Tensor:
-    """Open where the literature puts the attribute, half-open elsewhere, so that gradients flow everywhere."""
-    middle = [round(i * layers / 16) for i in (SHAPE_LAYERS.start, SHAPE_LAYERS.stop)]
-    inside = torch.zeros(layers, dtype=torch.bool)
-    inside[middle[0] : middle[1]] = True
-    own = inside if attribute == "shape" else ~inside
-    return torch.where(own, 3.0, 1.0)[:, None].repeat(1, stages)

@@ -20,6 +20,7 @@ class Packing:
 
     @classmethod
     def of(cls, encoder: ConceptEncoder) -> "Packing":
+        """The packing of what this encoder reads."""
         config, vision = encoder.config, encoder.vision
         depths = tuple(sorted({*config.shape_depths, *config.appearance_depths}))
         embedding = vision.embedding_width if config.words else 0

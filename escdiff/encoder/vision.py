@@ -2,19 +2,19 @@
 
 import hashlib
 from collections.abc import Sequence
-from pathlib import Path
 
-import open_clip
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoTokenizer, CLIPModel, CLIPVisionModel
 
 from escdiff.backbone import mini_folder
-from escdiff.errors import UserError
+from escdiff.data.pretrained import BUNDLED, read, read_model
+from escdiff.support.errors import UserError
+from escdiff.support.names import portable
 
-BUNDLED = "mini"
 OPEN_CLIP = "open_clip:"
+LOCAL = "local:"  # a tower by the name of its folder, wherever that lies
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 
 
@@ -48,6 +48,17 @@ class VisionBackbone(nn.Module):
         self.register_buffer("mean", torch.tensor(mean).view(3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(3, 1, 1), persistent=False)
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the weights. Pictures are prepared in float32 whatever it is."""
+        return next(self.parameters()).dtype
+
+    def cast(self, dtype: torch.dtype) -> "VisionBackbone":
+        """Store the weights in another type, and compute in it; returns itself."""
+        for parameter in self.parameters():
+            parameter.data = parameter.data.to(dtype)
+        return self
+
     def prepare(self, pixels: Tensor) -> Tensor:
         """Pixels (B, 3, H, W) in [-1, 1] of any size -> the tower's own size and statistics."""
         if pixels.shape[-2:] != (self.image_size, self.image_size):
@@ -56,7 +67,7 @@ class VisionBackbone(nn.Module):
         return normalise(pixels, self.mean, self.std)
 
     def forward(self, pixels: Tensor, embed: bool = False) -> list[Tensor]:
-        """Pixels (B, 3, H, W) in [-1, 1] -> patch tokens (B, N, W) without the class token, one per depth.
+        """Pixels (B, 3, H, W) in [-1, 1] -> patch tokens (B, N, W) without the class token, one per depth, of `dtype`.
 
         With `embed`, one more: the picture's embedding (B, 1, P) of norm 1.
         """
@@ -66,6 +77,12 @@ class VisionBackbone(nn.Module):
         """Of what its weights do not say: the layers' kinds, and how pictures are prepared."""
         text = f"{self!r} {self.mean.tolist()} {self.std.tolist()} {self.image_size}"
         return hashlib.sha256(text.encode()).hexdigest()[:8]
+
+    def scale(self) -> float:
+        """Mean size of its weights, which tells towers of one kind apart, whatever type they are stored in."""
+        tower = [p for name, p in self.named_parameters() if not name.startswith("projection")]  # of the text half
+        sums = [(p.detach().double().abs().sum().item(), p.numel()) for p in tower]
+        return sum(total for total, _ in sums) / sum(count for _, count in sums)
 
     def freeze(self) -> "VisionBackbone":
         return self.requires_grad_(False).eval()
@@ -82,7 +99,7 @@ class TransformersVision(VisionBackbone):
         self.projection, self.embedding_width = projection, 0 if projection is None else projection.out_features
 
     def forward(self, pixels: Tensor, embed: bool = False) -> list[Tensor]:
-        out = self.model(pixel_values=self.prepare(pixels), output_hidden_states=True)
+        out = self.model(pixel_values=self.prepare(pixels).to(self.dtype), output_hidden_states=True)
         tokens = [state[:, 1:] for state in out.hidden_states[1:]]
         return [*tokens, F.normalize(self.projection(out.pooler_output), dim=-1)[:, None]] if embed else tokens
 
@@ -107,10 +124,18 @@ class OpenClipVision(VisionBackbone):
 
     def forward(self, pixels: Tensor, embed: bool = False) -> list[Tensor]:
         out = self.visual.forward_intermediates(
-            self.prepare(pixels), intermediates_only=not embed, normalize_intermediates=False, output_fmt="NLC"
-        )
+            self.prepare(pixels).to(self.dtype), intermediates_only=not embed, normalize_intermediates=False,
+            output_fmt="NLC",
+        )  # fmt: skip
         tokens = list(out["image_intermediates"])
         return [*tokens, F.normalize(out["image_features"], dim=-1)[:, None]] if embed else tokens
+
+
+def tower_name(spec: str) -> str:
+    """What a tower is called away from this machine: a folder by its name alone, anything else as it is."""
+    if spec == BUNDLED or spec.startswith((OPEN_CLIP, LOCAL)) or portable(spec) == spec:
+        return spec
+    return LOCAL + portable(spec)
 
 
 def load_vision(spec: str = BUNDLED) -> VisionBackbone:
@@ -138,6 +163,8 @@ def embed_texts(spec: str, texts: Sequence[str]) -> tuple[Tensor, float]:
         UserError: see `load_vision`; or a tower without its text half.
     """
     if spec.startswith(OPEN_CLIP):
+        import open_clip
+
         model, architecture = _open_clip_model(spec)
         tokens = open_clip.get_tokenizer(architecture)(list(texts))
         return model.encode_text(tokens, normalize=True), float(model.logit_scale.exp())
@@ -150,23 +177,23 @@ def embed_texts(spec: str, texts: Sequence[str]) -> tuple[Tensor, float]:
 
 
 def _open_clip_model(spec: str) -> tuple[nn.Module, str]:
-    """The model and the name of its architecture."""
+    """The model and the name of its architecture.
+
+    Its activation is that of the weights: OpenAI's and some others were trained with QuickGELU, which the plain
+    architecture's configuration does not have.
+    """
+    import open_clip  # with timm and pandas behind it: 0.1 GB and 2 s that no other tower needs
+
     architecture, _, weights = spec.removeprefix(OPEN_CLIP).partition("/")
+    quick = bool((open_clip.get_pretrained_cfg(architecture, weights) or {}).get("quick_gelu"))
     try:
-        return open_clip.create_model(architecture, pretrained=weights or None).eval(), architecture
+        model = open_clip.create_model(architecture, pretrained=weights or None, force_quick_gelu=quick)
+        return model.eval(), architecture
     except (RuntimeError, OSError, ValueError) as error:
         reason = str(error).splitlines()[0]
         raise UserError(f"no open_clip model from {spec!r} ({reason}); see open_clip.list_pretrained()") from error
 
 
 def _transformers_model(spec: str) -> CLIPModel | CLIPVisionModel:
-    source = mini_folder() / "clip" if spec == BUNDLED else Path(spec).expanduser()
-    source = str(source) if spec == BUNDLED or source.exists() else spec
-    try:
-        whole = AutoConfig.from_pretrained(source).model_type == "clip"
-        cls = CLIPModel if whole else CLIPVisionModel
-        return cls.from_pretrained(source, dtype=torch.float32, use_safetensors=True).eval()
-    except (OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
-        what = f"no CLIP vision tower from {spec!r} ({reason})"
-        raise UserError(f"{what}; give mini, open_clip:NAME/WEIGHTS, or a transformers folder or hub id") from error
+    whole = read(AutoConfig, spec).model_type == "clip"
+    return read_model(CLIPModel if whole else CLIPVisionModel, spec)

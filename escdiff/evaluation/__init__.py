@@ -1,1 +1,1 @@
-"""ESC-Bench: what the model and the encoder do on Still Life, judged by the oracle."""
+"""Judging: ESC-Bench, the comparison of methods, the field's protocols and metrics, studies."""

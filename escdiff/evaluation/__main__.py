@@ -1,6 +1,5 @@
 """The doors of the evaluation: `python -m escdiff.evaluation esc-bench --out DIR`, `compare --out DIR`, and `doors`."""
 
-import json
 import os
 import shlex
 import sys
@@ -10,9 +9,13 @@ from typing import Annotated
 
 import typer
 
-from escdiff.errors import UserError
-from escdiff.evaluation import doors
-from escdiff.evaluation.doors import make_folder
+from escdiff.evaluation.choices import choose
+from escdiff.evaluation.comparison.scenes import command as scene_comparison
+from escdiff.evaluation.editing import command as editing
+from escdiff.evaluation.protocols import commands as doors
+from escdiff.evaluation.protocols.commands import make_folder
+from escdiff.support.errors import UserError
+from escdiff.support.files import write_json
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help=__doc__, pretty_exceptions_enable=False)
 
@@ -29,6 +32,9 @@ def esc_bench(
     encoder: Annotated[Path | None, typer.Option(help="Folder of the concept encoder; else the bundled one.")] = None,
     backbone: Annotated[str, typer.Option(help="mini, a diffusers folder or a hub id.")] = "mini",
     oracle: Annotated[Path | None, typer.Option(help="Folder of the oracle; else the bundled one.")] = None,
+    scene_oracle: Annotated[
+        Path | None, typer.Option(help="Folder of the judge of scenes; else the bundled one, if there is one.")
+    ] = None,
     tasks: Annotated[str, typer.Option(help="Such as text,both; what they need is run too.")] = "all",
     steps: Annotated[int, typer.Option(help="Sampling steps.")] = 20,
     guidance: Annotated[float, typer.Option(help="Classifier-free guidance scale; 1 switches it off.")] = 3.0,
@@ -42,23 +48,19 @@ def esc_bench(
     checks = {"--steps": steps >= 1, "--seed": seed >= 0, "--guidance": guidance >= 0}
     for option, fine in checks.items():
         if not fine:
-            what = f"{option} is {locals()[option.removeprefix('--')]}"
-            raise UserError(f"{what}; give at least {1 if option == '--steps' else 0}")
+            problem = f"{option} is {locals()[option.removeprefix('--')]}"
+            raise UserError(f"{problem}; give at least {1 if option == '--steps' else 0}")
     make_folder(out)
-    from escdiff.evaluation.tasks import TASKS, in_order
+    from escdiff.evaluation.bench.tasks import TASKS, in_order
 
-    names = list(TASKS) if tasks == "all" else [name.strip() for name in tasks.split(",") if name.strip()]
-    if unknown := [name for name in names if name not in TASKS]:
-        raise UserError(f"--tasks names {', '.join(unknown)}; give some of {', '.join(TASKS)}")
-    if not names:
-        raise UserError(f"--tasks is empty; give some of {', '.join(TASKS)}, or all")
-    from escdiff.evaluation.bench import Bench
-    from escdiff.evaluation.models import Models
-    from escdiff.quiet import quiet_libraries
+    names = choose("--tasks", tasks, TASKS)
+    from escdiff.evaluation.bench.models import Models
+    from escdiff.evaluation.bench.run import Bench
+    from escdiff.support.logging import quiet_libraries
 
     quiet_libraries()
     concepts = any(TASKS[name].needs_encoder for name in in_order(names))
-    models = Models.load(backbone, encoder, oracle, concepts, steps, guidance)
+    models = Models.load(backbone, encoder, oracle, concepts, steps, guidance, scene_oracle)
     Bench(models, out, quick, seed).run(names, shlex.join(sys.argv))
     typer.echo(f"{out / 'report.html'}, {out / 'metrics.json'}")
 
@@ -96,15 +98,15 @@ def compare(
     count = references or (3 if quick else 20)
     if count < 2:
         raise UserError(f"--references is {count}; give at least 2, since pairs of them are mixed")
-    from escdiff.evaluation.compare_report import SPLITS
-    from escdiff.evaluation.contenders import choose
+    from escdiff.evaluation.comparison.contenders import choose
+    from escdiff.evaluation.comparison.report import SPLITS
 
     if split not in SPLITS:
         raise UserError(f"--split is {split}; give {' or '.join(SPLITS)}")
     chosen = choose(methods)
-    from escdiff.evaluation.compare import Comparison
-    from escdiff.evaluation.models import Models
-    from escdiff.quiet import quiet_libraries
+    from escdiff.evaluation.bench.models import Models
+    from escdiff.evaluation.comparison.run import Comparison
+    from escdiff.support.logging import quiet_libraries
 
     quiet_libraries()
     make_folder(out)
@@ -112,8 +114,10 @@ def compare(
     root, samples = data or f"{os.environ.get('ESCDIFF_HOME', 'outputs')}/still_life", 20_000
     if quick and not data and not Path(root).is_dir():
         root, samples = str(out / "still_life"), 2_000  # not where a training would take them for the whole
-    own = str(encoder) if encoder else None
-    comparison = Comparison(models, out, chosen, count, pictures, seed, quick, scale, split, root, samples, own)
+    encoder_folder = str(encoder) if encoder else None
+    comparison = Comparison(
+        models, out, chosen, count, pictures, seed, quick, scale, split, root, samples, encoder_folder
+    )
     comparison.run(f"python -m escdiff.evaluation {shlex.join(sys.argv[1:])}")
     typer.echo(f"{out / 'comparison.md'}, {out / 'comparison.svg'}")
 
@@ -128,10 +132,10 @@ def ablations(
     guidance: Annotated[float, typer.Option(help="Classifier-free guidance scale; 1 switches it off.")] = 3.0,
 ) -> None:
     """One table of many trained encoders, each judged by a short ESC-Bench that is kept in its run folder."""
-    from escdiff.evaluation.ablations import TASKS, find_runs, tabulate
-    from escdiff.evaluation.bench import Bench, Metrics
-    from escdiff.evaluation.models import Models
-    from escdiff.quiet import quiet_libraries
+    from escdiff.evaluation.bench.models import Models
+    from escdiff.evaluation.bench.run import Bench, Metrics
+    from escdiff.evaluation.studies.ablations import TASKS, find_runs, tabulate
+    from escdiff.support.logging import quiet_libraries
 
     quiet_libraries()
 
@@ -153,19 +157,37 @@ def layers(
     steps: Annotated[int, typer.Option(min=1, help="Sampling steps.")] = 20,
     guidance: Annotated[float, typer.Option(min=1.01, help="Classifier-free guidance scale.")] = 3.0,
     seed: Annotated[int, typer.Option(min=0, help="Another seed asks for other pictures.")] = 0,
+    clip: Annotated[
+        str | None,
+        typer.Option(help="Judge any backbone, transformers too, by this CLIP alone: mini, a folder or a hub id."),
+    ] = None,
+    dtype: Annotated[str, typer.Option(help="Of the backbone with --clip: float32, bfloat16, float16.")] = "float32",
+    device: Annotated[str, typer.Option(help="Of the backbone with --clip: auto, cpu or cuda.")] = "auto",
 ) -> None:
-    """Which layers carry the shape and which the appearance: descriptions split over the layers, as in P+."""
-    from escdiff.evaluation.layers import draw_figure, split_prompts
-    from escdiff.evaluation.models import Models
-    from escdiff.quiet import quiet_libraries
+    """Measure which layers carry the shape and which the appearance, by descriptions split over the layers (P+)."""
+    from escdiff.backbone import load_backbone, pick_device, pick_dtype, read_blueprint
+    from escdiff.evaluation.bench.models import Models
+    from escdiff.evaluation.metrics.features import load_clip
+    from escdiff.evaluation.studies.layers import draw_figure, split_prompts
+    from escdiff.evaluation.studies.lent_layers import split_texts
+    from escdiff.support.logging import quiet_libraries
 
     quiet_libraries()
+    plan = read_blueprint(backbone)
+    if clip is None and plan.family.reading is not None:
+        raise UserError(f"the backbone {backbone!r} is a transformer, whose pictures CLIP judges; give --clip, such as "
+                        "openai/clip-vit-large-patch14 or a folder")  # fmt: skip
     make_folder(out)
-    models = Models.load(backbone, encoder, oracle, True, steps, guidance)
-    split = split_prompts(models, pairs, seed)
-    (out / "layers.json").write_text(json.dumps(asdict(split), indent=1) + "\n")
-    gates = {attribute: gate.detach().cpu() for attribute, gate in models.encoder.gates().items()}
-    draw_figure(split, gates, [names[0] for names in models.encoder.space.cells], out / "layers.png")
+    if clip is None:
+        models = Models.load(backbone, encoder, oracle, True, steps, guidance)
+        split, model = split_prompts(models, pairs, seed), models.backbone
+        gates = {attribute: gate.detach().cpu() for attribute, gate in models.encoder.gates().items()}
+    else:
+        judge = load_clip(clip)
+        model = load_backbone(plan, pick_dtype(dtype, "--dtype"), pick_device(device))
+        split, gates = split_texts(model, judge, pairs, seed, steps, guidance), None
+    write_json(out / "layers.json", asdict(split))
+    draw_figure(split, gates, [names[0] for names in model.p_plus().cells], out / "layers.png")
     typer.echo(f"{out / 'layers.png'}, {out / 'layers.json'}")
 
 
@@ -175,17 +197,49 @@ def curves(
     out: Annotated[Path, typer.Option(help="Picture to write.")] = Path("curves.png"),
 ) -> None:
     """Training curves, one panel per recipe; runs that went on from each other make one curve."""
-    from escdiff.evaluation.curves import draw_curves
+    from escdiff.evaluation.studies.curves import draw_curves
 
     draw_curves(runs, out)
     typer.echo(out)
 
 
-for command in doors.COMMANDS:
+@app.command()
+def judge(
+    out: Annotated[Path, typer.Option(help="Markdown file to write; a JSON file of its name goes beside.")] = Path(
+        "docs/judge.md"
+    ),
+    pictures: Annotated[int, typer.Option(min=10, help="Per figure.")] = 1000,
+    oracle: Annotated[Path | None, typer.Option(help="Folder of the oracle; else the bundled one.")] = None,
+    scene_oracle: Annotated[Path | None, typer.Option(help="Folder of the judge of scenes; else the bundled.")] = None,
+    vae: Annotated[Path | None, typer.Option(help="Folder with the VAE in vae/; else the bundled model.")] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Another seed asks for other pictures.")] = 0,
+    workers: Annotated[int, typer.Option(min=0, help="Processes that render line-ups.")] = 0,
+) -> None:
+    """Examine the judges on fresh renders and through the VAE, and whether background, light and yaw fool them."""
+    from escdiff.backbone import mini_folder
+    from escdiff.evaluation.studies.judge import examine
+    from escdiff.evaluation.studies.judge_page import write_verdict
+    from escdiff.mini.oracle import Oracle
+    from escdiff.mini.recipes.oracle import reconstruction
+    from escdiff.mini.scene_oracle import SceneOracle
+    from escdiff.support.logging import quiet_libraries
+
+    quiet_libraries()
+    make_folder(out.parent)
+    reader, scenes = Oracle.from_pretrained(oracle), SceneOracle.find(scene_oracle)
+    if scenes is None:
+        typer.echo("scenes, poses and faces are left out: there is no scene oracle", err=True)
+    verdict = examine(reader, scenes, reconstruction(vae or mini_folder()), pictures, seed, workers)
+    write_verdict(verdict, out, {"command": shlex.join(["python", "-m", "escdiff.evaluation", *sys.argv[1:]])})
+    typer.echo(f"{out}, {out.with_suffix('.json')}")
+
+
+for command in (*doors.COMMANDS, *editing.COMMANDS, *scene_comparison.COMMANDS):
     app.command(command.__name__)(command)
 
 
 def main() -> None:
+    """The door `python -m escdiff.evaluation`."""
     try:
         app()
     except UserError as error:

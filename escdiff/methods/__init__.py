@@ -1,6 +1,6 @@
 """Customization methods: each is a way to fill a conditioning space from references, one file per method."""
 
-from escdiff.methods.base import Method
-from escdiff.methods.make import make_method
+from escdiff.methods.base import Method, Phase
+from escdiff.methods.build import make_method
 
-__all__ = ["Method", "make_method"]
+__all__ = ["Method", "Phase", "make_method"]

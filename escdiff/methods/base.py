@@ -5,19 +5,21 @@ Legend: B batch, L layer cell, S stage, K vectors per attribute, D width of the 
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from escdiff import losses
-from escdiff.backbone import Backbone, mini_folder
-from escdiff.concept import WHOLE, Concept, placeholder
+from escdiff.backbone import mini_folder
+from escdiff.backbone.adapters import ADAPTER
+from escdiff.backbone.family.stored import phrases
+from escdiff.backbone.frozen import Frozen
+from escdiff.backbone.weights import Weights
+from escdiff.concept import WHOLE, Concept, mask_slots, placeholder
 from escdiff.conditioning import ConditioningSpace
-from escdiff.conditioning.placement import place
-from escdiff.errors import UserError
-from escdiff.methods.weights import ADAPTER, Weights
+from escdiff.methods import losses
+from escdiff.support.errors import UserError
 
 # In the manner of the prompts that CLIP was tested with, as Textual Inversion (arXiv 2208.01618, section 4) takes them.
 CLIP_TEMPLATES = (
@@ -30,30 +32,48 @@ CONCEPT = "concept.safetensors"
 Batch = Mapping[str, Any]
 
 
+class Phase(NamedTuple):
+    """A part of a training.
+
+    Attributes:
+        share: of all steps. lr: learning rate. parameters: what is trained; all else rests.
+    """
+
+    share: float
+    lr: float
+    parameters: Sequence[nn.Parameter]
+
+
 class Method(nn.Module):
     """A way to fill a conditioning space from references, over a frozen backbone.
 
     A subclass registers its trainable parameters as any module does and says in `vectors` what the placeholders
-    stand for; `regularizers` and `losses` where it has its own. `escdiff.training.method_module` optimises all of them
+    stand for; `regularizers` and `losses` where it has its own. `escdiff.training.method.module` optimises all of them
     in the same way.
 
     Attributes:
         space: the cells that it fills.
         attributes: names of its placeholders.
         few, many: how many references it takes.
+        needs: what must lie beside each of them, of `escdiff.training.method.references.BESIDE`.
+        copies: equal parts of a batch that share noise and timesteps, for losses that compare samples.
         shared_stage: draw one stage per step rather than one per sample, which costs S times less text encoding.
         encodes: whether it learns an encoder from a data set before it sees a reference.
+        learns: what that data set shows: "scenes" or "faces" with a reference of each thing, else single objects.
         weights: what it changes in the U-Net.
-        placement: of its vectors, see `escdiff.concept.Concept`.
+        prior_weight, prior_count: of the pictures of `class_prompts`, and how many are painted.
     """
 
     few, many = 1, 5
+    needs: tuple[str, ...] = ()
+    copies = 1
     shared_stage = False
     encodes = False
-    placement = "words"
+    learns = ""
+    prior_weight, prior_count = 1.0, 16
 
     def __init__(
-        self, backbone: Backbone, space: ConditioningSpace, words: Mapping[str, str] | str = "object",
+        self, backbone: Frozen, space: ConditioningSpace, words: Mapping[str, str] | str = "object",
         vectors: int = 1, templates: str | Sequence[str] = "auto",
     ) -> None:  # fmt: skip
         """Keep the backbone outside the module and the initial words as anchors.
@@ -70,7 +90,7 @@ class Method(nn.Module):
         self._frozen = (backbone,)  # a tuple hides it from nn.Module
         self.space, self.num_vectors = space, vectors
         words = {WHOLE: words} if isinstance(words, str) else dict(words)
-        self.attributes = tuple(words)
+        self.words, self.attributes = words, tuple(words)
         for attribute, word in words.items():
             anchor = backbone.prompts.word_embedding(word, vectors).float()
             self.register_buffer(f"anchor_{attribute}", anchor, persistent=False)
@@ -79,7 +99,7 @@ class Method(nn.Module):
         self.kept = nn.ParameterList()  # of the U-Net, where a method trains some of it
 
     @property
-    def backbone(self) -> Backbone:
+    def backbone(self) -> Frozen:
         return self._frozen[0]
 
     def anchor(self, attribute: str) -> Tensor:
@@ -108,8 +128,29 @@ class Method(nn.Module):
         """Look at the references (N, 3, H, W) in [-1, 1] once, before the first step. Nothing by default.
 
         Args:
-            masks: (N, 1, H, W), 1 on the object; None where not all references have one.
+            masks: (N, 1, H, W), 1 on the object, or, of a method that needs masks, (N, M, H, W), 1 on each of M
+                objects; None where not all references have them.
         """
+
+    def rows(self, rng: np.random.Generator, count: int, size: int) -> np.ndarray:
+        """Which of `count` references make a batch: `size` times any of them, or what a method compares.
+
+        Mirrored ones count as others. Where the method needs a counterpart of every reference, these are the second
+        half, in the same order.
+        """
+        return rng.integers(count, size=size)
+
+    def phases(self, lr: float) -> list[Phase]:
+        """What is trained when, and how fast; all of it from beginning to end by default."""
+        return [Phase(1.0, lr, [p for p in self.parameters() if p.requires_grad])]
+
+    def timestep_density(self, bias: float) -> float | Tensor:
+        """Which timesteps a step draws: a power of t (`loss.high_noise_bias`), or (1000,) weights of its own."""
+        return bias
+
+    def watch(self) -> Sequence[str]:
+        """Names of the cross-attention layers whose maps the losses read in `batch["maps"]`; none by default."""
+        return ()
 
     def texts(self, prompts: Sequence[str]) -> list[str]:
         """A data set's prompts with this method's placeholders."""
@@ -123,12 +164,20 @@ class Method(nn.Module):
         """
         raise NotImplementedError
 
-    def placed(self, vectors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """What `PromptEncoder.encode` takes for the vectors of each attribute."""
-        return {a: place(value, self.anchor(a), self.placement) for a, value in vectors.items()}
+    def fused(self, grid: Tensor, batch: Batch) -> Tensor:
+        """The conditioning (B, L|1, T, D) with what the method puts in behind the text encoder; nothing by default.
+
+        Args:
+            batch: see `added`.
+        """
+        return grid
 
     def added(self, batch: Batch) -> dict[str, Any]:
-        """Further arguments of the U-Net, such as `added_cond_kwargs`."""
+        """Further arguments of the U-Net, such as `added_cond_kwargs`.
+
+        Args:
+            batch: see `vectors`; with "texts", what `texts` made of its prompts.
+        """
         return {}
 
     def regularizers(self, vectors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -139,9 +188,19 @@ class Method(nn.Module):
         """Weighted terms of a step: the denoising error (arXiv 2112.10752, eq. 3) and the regularizers.
 
         Args:
-            batch: "weight" (B,) of each sample, where not all count alike.
+            batch: what `vectors` sees, "texts", and "weight" (B,) of each sample where not all count alike. "maps" are
+                the `escdiff.control.maps.AttentionMaps` of the layers that `watch` names, gradients included; "masks"
+                (B, M, H, W) are the references' where the method needs them, zero for pictures of the class.
         """
         return {"denoising": losses.denoising(output, target, batch.get("weight")), **self.regularizers(vectors)}
+
+    def slots(self, texts: Sequence[str], vectors: Mapping[str, Tensor]) -> Tensor:
+        """(B, A, T): 1 at the token positions of each attribute's vectors in every text."""
+        parts = {placeholder(a): [(a, vectors[a].shape[3])] for a in self.attributes}
+        counts = {name: size for name, ((_, size),) in parts.items()}
+        prompts = self.backbone.prompts
+        found = [prompts.tokenize(text, counts).slots for text in texts]
+        return mask_slots(found, parts, prompts.max_length, self.attributes).to(self.backbone.device)
 
     def rate(self, lr: float, references: int) -> float:
         """The learning rate for so many references."""
@@ -155,12 +214,13 @@ class Method(nn.Module):
         found, size = self.vectors({}), (self.space.num_layers, self.space.num_stages)
         self.train(training)
         backbone = self.backbone
+        about = {"method": type(self).__name__, **({"adapter": ADAPTER} if self.weights else {})}
         return Concept(
             vectors={a: v[0].float().cpu().expand(*size, -1, -1).clone() for a, v in found.items()},
             anchors={a: self.anchor(a).float().cpu() for a in found},
             space=self.space, base_model=backbone.name, text_hash=backbone.text_hash,
-            notes={"method": type(self).__name__, **({"adapter": ADAPTER} if self.weights else {}), **(notes or {})},
-            extras=self.extras(), placement=self.placement,
+            notes={**about, **(notes or {})}, extras=self.extras(),
+            family=backbone.family.name, words=phrases(backbone.family.name, self.words, found), entry=backbone.entry,
         )  # fmt: skip
 
     def extras(self) -> dict[str, Tensor]:
@@ -172,6 +232,11 @@ class Method(nn.Module):
         self.concept(notes).save(folder / CONCEPT)
         for weights in self.weights:
             weights.save(folder / ADAPTER)
+
+    def release(self) -> None:
+        """Take what the method put into the backbone out again; export first."""
+        while self.weights:
+            self.weights.pop().remove()
 
     def changed(self) -> int:
         """Number of parameters that customizing changes."""
@@ -194,9 +259,14 @@ def check_layers(name: str, layers: Sequence[int], space: ConditioningSpace) -> 
         raise UserError(f"{name} names layer {wrong[0]}; expected 0 to {space.num_layers - 1} for this backbone")
 
 
-def _templates(given: str | Sequence[str], backbone: Backbone) -> tuple[str, ...]:
+def is_mini(backbone: Frozen) -> bool:
+    """Whether it is the bundled model, which knows the words of its own captions only."""
+    return backbone.name in ("mini", str(mini_folder()))
+
+
+def _templates(given: str | Sequence[str], backbone: Frozen) -> tuple[str, ...]:
     if given == "auto":
-        given = "mini" if backbone.name in ("mini", str(mini_folder())) else "clip"
+        given = "mini" if is_mini(backbone) else "clip"
     named = {"clip": CLIP_TEMPLATES, "mini": MINI_TEMPLATES}
     found = tuple(named.get(given, (given,)) if isinstance(given, str) else given)
     if not found or not all("{}" in text for text in found):

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from escdiff.backbone import Backbone
+from escdiff.backbone.adapters import CROSS_KV, LowRank
 from escdiff.conditioning import ConditioningSpace
 from escdiff.methods.base import Method
-from escdiff.methods.weights import CROSS_KV, LowRank
 
 
 class CustomDiffusion(Method):
@@ -32,7 +32,7 @@ class CustomDiffusion(Method):
     ) -> None:  # fmt: skip
         words = torch.cat([backbone.prompts.word_embedding(rare, 1), backbone.prompts.word_embedding(init)]).float()
         super().__init__(backbone, ConditioningSpace.p(backbone.unet), init, len(words), templates)
-        self.class_word, self.prior_weight = init, prior_weight
+        self.class_word, self.prior_weight, self.prior_count = init, prior_weight, prior_count
         self.register_buffer("anchor_concept", words, persistent=False)
         self.modifier = nn.Parameter(words[:1].clone())  # (1, D)
         self.use_weights(LowRank(backbone, rank, CROSS_KV))
@@ -69,21 +69,6 @@ def merge(
     gram = c @ spread
     gram += 1e-9 * gram.diagonal().mean() * torch.eye(len(gram), dtype=gram.dtype)
     return (weight.double() + (spread @ torch.linalg.solve(gram, wanted)).T).to(weight.dtype)
-
-
-@torch.no_grad()
-def merge_adapters(
-    backbone: Backbone, changes: Sequence[Mapping[str, Tensor]], targets: Sequence[Tensor], regular: Tensor
-) -> dict[str, Tensor]:
-    """`merge` for every layer: layer name -> merged weight.
-
-    Args:
-        changes: of each concept, layer name -> (out, D), see `changes_of`.
-    """
-    modules = dict(backbone.unet.named_modules())
-    return {
-        name: merge(modules[name].weight, [change[name] for change in changes], targets, regular) for name in changes[0]
-    }
 
 
 def changes_of(state: Mapping[str, Tensor]) -> dict[str, Tensor]:

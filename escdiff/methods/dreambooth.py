@@ -9,9 +9,9 @@ pictures; the text encoder stays frozen.
 from torch import Tensor
 
 from escdiff.backbone import Backbone
+from escdiff.backbone.adapters import ATTENTION, LowRank
 from escdiff.conditioning import ConditioningSpace
 from escdiff.methods.base import Method
-from escdiff.methods.weights import ATTENTION, LowRank
 
 
 class DreamBooth(Method):
@@ -29,7 +29,7 @@ class DreamBooth(Method):
         words = f"{rare} {init}"
         count = len(backbone.prompts.word_embedding(words))
         super().__init__(backbone, ConditioningSpace.p(backbone.unet), words, count, templates)
-        self.class_word, self.prior_weight = init, prior_weight
+        self.class_word, self.prior_weight, self.prior_count = init, prior_weight, prior_count
         self.register_buffer("anchor_concept", backbone.prompts.word_embedding(words).float(), persistent=False)
         self.use_weights(LowRank(backbone, rank, ATTENTION))
 

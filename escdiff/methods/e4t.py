@@ -11,12 +11,12 @@ U-Net.
 import torch
 from torch import Tensor, nn
 
-from escdiff import losses
 from escdiff.backbone import Backbone
+from escdiff.backbone.adapters import ATTENTION, LowRank
 from escdiff.conditioning import ConditioningSpace
 from escdiff.encoder.vision import load_vision
-from escdiff.methods.learned import EncoderMethod, pooled
-from escdiff.methods.weights import ATTENTION, LowRank
+from escdiff.methods import losses
+from escdiff.methods.encoder_method import EncoderMethod, pooled
 
 
 class E4T(EncoderMethod):
@@ -63,8 +63,7 @@ class E4T(EncoderMethod):
         handles = [block.register_forward_hook(keep) for block in (*unet.down_blocks, unet.mid_block)]
         unet.disable_adapters()  # the features must not move with the offsets
         try:
-            mean, _ = moments.chunk(2, 1)
-            latents = backbone.sample_latents(torch.cat([mean, torch.full_like(mean, -30.0)], 1))  # no variance
+            latents = backbone.mean_latents(moments)
             empty = backbone.prompts.encode_plain([""])[:, 0, 0].expand(len(latents), -1, -1)
             backbone.predict(latents, torch.zeros(len(latents), dtype=torch.long), empty)
         finally:

@@ -11,11 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from escdiff.backbone import Backbone
+from escdiff.backbone.adapters import CROSS_KV, SCALE, ImageAttention, LowRank
 from escdiff.concept import IMAGE_TOKENS
 from escdiff.conditioning import ConditioningSpace
 from escdiff.encoder.vision import load_vision
-from escdiff.methods.learned import EncoderMethod, foreground, pooled
-from escdiff.methods.weights import CROSS_KV, SCALE, ImageAttention, LowRank
+from escdiff.methods.encoder_method import EncoderMethod, foreground, pooled
 
 
 class ELITE(EncoderMethod):

@@ -9,10 +9,10 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from escdiff.backbone import Backbone
+from escdiff.backbone.branches import set_branches
+from escdiff.backbone.frozen import Frozen
 from escdiff.concept import ATTRIBUTES
 from escdiff.encoder import ConceptEncoder
-from escdiff.encoder.branches import set_branches
 from escdiff.methods.base import Method
 
 
@@ -24,12 +24,11 @@ class ESCDiffTuned(Method):
         residual: weight of the residual's mean square, in units of the anchors' norm.
     """
 
-    def __init__(self, backbone: Backbone, encoder: str | None = None, templates="auto", residual: float = 0.0) -> None:
+    def __init__(self, backbone: Frozen, encoder: str | None = None, templates="auto", residual: float = 0.0) -> None:
         reader = ConceptEncoder.from_pretrained(Path(encoder) if encoder else None, backbone)
         super().__init__(backbone, reader.space, reader.config.anchors, 1, templates)
         if reader.config.branch_rank:
             set_branches(backbone.unet, dict.fromkeys(ATTRIBUTES, 1.0))
-        self.placement = reader.config.placement
         self._reader, self.residual_weight = (reader.to(backbone.device),), residual
         size = (self.space.num_layers, self.space.num_stages)
         self.residuals = nn.ParameterDict()
@@ -63,5 +62,5 @@ class ESCDiffTuned(Method):
 
     def concept(self, notes=None):
         found = super().concept(notes)
-        found.gates = dict(self._gates)
+        found.gates, found.branches = dict(self._gates), self._reader[0].needed_branches
         return found

@@ -5,19 +5,17 @@ parameters, CLIP-H's pooled embedding, lr 1e-4, weight decay 0.01, picture, text
 pairs. The processors, the loader and the file are diffusers' own. Ours: learned on ESCDiff's data.
 """
 
-from pathlib import Path
-
 import torch
 from torch import Tensor
 from transformers import CLIPImageProcessor, CLIPVisionModelWithProjection
 
-from escdiff.backbone import Backbone, mini_folder
+from escdiff.backbone import Backbone
+from escdiff.backbone.adapters import SCALE, ImageAttention
 from escdiff.concept import IMAGE_TOKENS
 from escdiff.conditioning import ConditioningSpace
-from escdiff.data.images import to_pil
-from escdiff.errors import UserError
-from escdiff.methods.learned import EncoderMethod
-from escdiff.methods.weights import SCALE, ImageAttention
+from escdiff.data.pictures import to_pil
+from escdiff.data.pretrained import read_model
+from escdiff.methods.encoder_method import EncoderMethod
 
 TOKENS = 4  # that diffusers' loader takes for granted
 
@@ -66,14 +64,16 @@ class IPAdapter(EncoderMethod):
         return {"concept": self.anchor("concept")[None, None, None]}
 
     def texts(self, prompts) -> list[str]:
-        """The prompts, some of them empty; the same draw of a sample decides over its picture, see `added`."""
-        self._draw = torch.rand(len(prompts))
-        empty = self._draw < 2 * self.drop
+        """The prompts, a share of them empty: without the text alone, or without both."""
+        empty = torch.rand(len(prompts)) < 2 * self.drop
         return ["" if gone else text for gone, text in zip(empty, super().texts(prompts), strict=True)]
 
     def added(self, batch) -> dict:
+        """The pictures, some of them dropped: half of those without a text, and as many with one."""
+        empty = torch.tensor([not text for text in batch["texts"]])
+        without = torch.where(empty, 0.5, self.drop / (1 - 2 * self.drop))
+        kept = torch.rand(len(without)) >= without
         embeds = self.embed(batch["pixels"])
-        kept = (self._draw < self.drop) | (self._draw >= 3 * self.drop)
         return {"added_cond_kwargs": {"image_embeds": [(embeds * kept.to(embeds)[:, None])[:, None]]}}
 
     def extras(self) -> dict[str, Tensor]:
@@ -84,16 +84,7 @@ class IPAdapter(EncoderMethod):
 
 
 def load_image_encoder(name: str) -> tuple[CLIPVisionModelWithProjection, CLIPImageProcessor]:
-    """CLIP's vision tower with its projection, frozen, and its preprocessor.
-
-    Raises:
-        UserError: nothing loadable under that name.
-    """
-    source = str(mini_folder() / "clip") if name == "mini" else str(Path(name).expanduser())
-    try:
-        model = CLIPVisionModelWithProjection.from_pretrained(source, dtype=torch.float32, use_safetensors=True)
-    except (OSError, ValueError) as error:
-        what = f"no image encoder from {name!r} ({str(error).strip().splitlines()[0]})"
-        raise UserError(f"{what}; give mini, or a CLIP's folder or hub id") from error
+    """CLIP's vision tower with its projection, frozen, and its preprocessor; see `escdiff.data.pretrained.read`."""
+    model = read_model(CLIPVisionModelWithProjection, name)
     size = model.config.image_size
-    return model.requires_grad_(False).eval(), CLIPImageProcessor(size=size, crop_size=size)
+    return model, CLIPImageProcessor(size=size, crop_size=size)

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from escdiff.backbone import Backbone
 from escdiff.conditioning import ConditioningSpace, layer_groups
-from escdiff.errors import UserError
 from escdiff.methods.base import Method, at_norm, check_layers
+from escdiff.support.errors import UserError
 
 # In SD's 16 layers, by resolution at 512 pixels: 16 and 8, 32, 64.
 LAYERS = {"coarse": (4, 5, 6, 7, 8, 9), "moderate": (2, 3, 10, 11, 12), "fine": (0, 1, 13, 14, 15)}

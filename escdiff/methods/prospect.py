@@ -9,7 +9,6 @@ import torch
 from torch import Tensor, nn
 
 from escdiff.backbone import Backbone
-from escdiff.methods.base import at_norm
 from escdiff.methods.ti import TI
 
 
@@ -41,5 +40,4 @@ class ProSpect(TI):
             return super().vectors(batch)
         tokens = (self.table + self.codes).transpose(0, 1)  # (K, S, D): the stages look at each other
         table = self.table + self.leave(self.network(tokens)).transpose(0, 1) * self.anchor("concept").norm()
-        table = at_norm(table, self.anchor("concept")) if self.keep_norm else table
-        return {"concept": table[None, None]}
+        return {"concept": self.normed(table)[None, None]}

@@ -9,10 +9,9 @@ samples share one encoding of the prompt.
 import torch
 from torch import Tensor, nn
 
-from escdiff import losses
-from escdiff.backbone import Backbone
-from escdiff.concept import Concept
-from escdiff.conditioning import ConditioningSpace
+from escdiff.backbone.frozen import Frozen
+from escdiff.concept import WHOLE, Concept
+from escdiff.methods import losses
 from escdiff.methods.base import Method, at_norm
 
 BANDWIDTH = 0.5  # of the density's kernel, in units of a word embedding's mean norm
@@ -25,21 +24,29 @@ class TI(Method):
         init: word to start from.
         layers: "tied" or "each". stages: a number, or bounds. See `ConditioningSpace.build`.
         keep_norm: hold every vector at its initial word's norm.
+
+    Attributes:
+        attribute: what the placeholder is called.
     """
 
+    attribute = WHOLE
+
     def __init__(
-        self, backbone: Backbone, init: str = "object", vectors: int = 1, templates="auto", keep_norm: bool = True,
+        self, backbone: Frozen, init: str = "object", vectors: int = 1, templates="auto", keep_norm: bool = True,
         layers: str = "tied", stages=1,
     ) -> None:  # fmt: skip
-        space = ConditioningSpace.build(backbone.unet, layers, stages)
-        super().__init__(backbone, space, init, vectors, templates)
+        space = backbone.space(layers, stages)
+        super().__init__(backbone, space, {self.attribute: init}, vectors, templates)
         self.keep_norm = keep_norm
         size = (space.num_layers, space.num_stages)
-        self.table = nn.Parameter(self.anchor("concept").expand(*size, -1, -1).clone())  # (L, S, K, D)
+        self.table = nn.Parameter(self.anchor(self.attribute).expand(*size, -1, -1).clone())  # (L, S, K, D)
 
     def vectors(self, batch) -> dict[str, Tensor]:
-        table = at_norm(self.table, self.anchor("concept")) if self.keep_norm else self.table
-        return {"concept": table[None]}
+        return {self.attribute: self.normed(self.table[None])}
+
+    def normed(self, vectors: Tensor) -> Tensor:
+        """Vectors (..., K, D) at the initial word's norm, if that is kept."""
+        return at_norm(vectors, self.anchor(self.attribute)) if self.keep_norm else vectors
 
     def density(self, vectors: Tensor, bandwidth: float = BANDWIDTH) -> Tensor:
         """Mean negative log density (losses.density) of vectors (..., D) among the vocabulary's."""
@@ -48,6 +55,8 @@ class TI(Method):
 
     @torch.no_grad()
     def concept(self, notes=None) -> Concept:
-        """With `notes["density"]`: that of the vectors, and of the word they started from."""
-        own, word = (float(self.density(v)) for v in (self.vectors({})["concept"], self.anchor("concept")))
+        """With `notes["density"]`: that of the vectors, and of the word they started from; U-Nets' alone."""
+        if self.backbone.prompts.embedding_weight is None:
+            return super().concept(notes)
+        own, word = (float(self.density(v)) for v in (self.vectors({})[self.attribute], self.anchor(self.attribute)))
         return super().concept({"density": f"{own:.4g}", "density_of_word": f"{word:.4g}", **(notes or {})})

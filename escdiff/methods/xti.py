@@ -7,8 +7,9 @@ as a regulariser (ours), and every concept notes its own.
 
 from torch import Tensor
 
-from escdiff.backbone import Backbone
+from escdiff.backbone.frozen import Frozen
 from escdiff.methods.ti import BANDWIDTH, TI
+from escdiff.support.errors import UserError
 
 
 class XTI(TI):
@@ -21,11 +22,14 @@ class XTI(TI):
     """
 
     def __init__(
-        self, backbone: Backbone, init: str = "object", vectors: int = 1, templates="auto", keep_norm: bool = True,
+        self, backbone: Frozen, init: str = "object", vectors: int = 1, templates="auto", keep_norm: bool = True,
         layers: str = "each", lr_one: float | None = 1e-3, density: float = 0.0,
         bandwidth: float = BANDWIDTH,
     ) -> None:  # fmt: skip
         super().__init__(backbone, init, vectors, templates, keep_norm, layers)
+        if density and backbone.prompts.embedding_weight is None:
+            what = f"method.density={density} given; the vectors of {backbone.name!r} stand behind the text encoder"
+            raise UserError(f"{what}, where no words are dense: leave it 0")
         self.lr_one, self.density_weight, self.bandwidth = lr_one, density, bandwidth
 
     def rate(self, lr: float, references: int) -> float:
@@ -34,4 +38,4 @@ class XTI(TI):
     def regularizers(self, vectors) -> dict[str, Tensor]:
         if not self.density_weight:
             return {}
-        return {"density": self.density_weight * self.density(vectors["concept"], self.bandwidth)}
+        return {"density": self.density_weight * self.density(vectors[self.attribute], self.bandwidth)}

@@ -6,10 +6,12 @@ from typing import Annotated
 
 import typer
 
-from escdiff.errors import UserError
+from escdiff.support.errors import UserError
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help=__doc__, pretty_exceptions_enable=False)
-BackboneName = Annotated[str, typer.Option("--backbone", help="Folder, hub id, .safetensors, or mini.")]
+BackboneName = Annotated[str, typer.Option("--backbone", help="mini, sd15, a folder, hub id or .safetensors.")]
+
+TrustPickle = Annotated[bool, typer.Option("--trust-pickle", help="Read a .bin or .pt, which is a pickle.")]
 
 
 @app.callback()
@@ -22,41 +24,49 @@ def export(
     concept: Annotated[Path, typer.Argument(help="Concept file.")],
     out: Annotated[Path, typer.Option(help="File to write, .safetensors.")],
     attribute: Annotated[str, typer.Option(help="shape, appearance or concept.")] = "concept",
-    layout: Annotated[str, typer.Option(help="ti (one cell, for load_textual_inversion) or p+.")] = "ti",
+    layout: Annotated[str, typer.Option(help="ti, emb_params, clip (one cell), p+ or xti (a cell per layer).")] = "ti",
     token: Annotated[str | None, typer.Option(help="Pseudo-word there; the placeholder without.")] = None,
-    sdxl: Annotated[bool, typer.Option("--sdxl", help="Split for SDXL's two text encoders.")] = False,
 ) -> None:
     """Write a concept in the layout of other programs."""
     from escdiff.concept import Concept
-    from escdiff.sharing.layouts import export_p_plus, export_textual_inversion
+    from escdiff.sharing.layouts import export_embeddings
 
-    if layout not in ("ti", "p+"):
-        raise UserError(f"--layout {layout} given; expected ti or p+")
-    found = Concept.load(concept)
-    if layout == "p+":
-        export_p_plus(found, out, attribute, token)
-    else:
-        export_textual_inversion(found, out, attribute, token, (768, 1280) if sdxl else ())
+    read = Concept.load(concept)
+    make_parent(out)
+    export_embeddings(read, out, attribute, layout, token)
     typer.echo(out)
 
 
 @app.command("import")
 def import_(
-    file: Annotated[Path, typer.Argument(help="P+ embeddings: TOKEN-0 ... TOKEN-15.")],
+    file: Annotated[Path, typer.Argument(help="P+ or XTI embeddings, or a textual inversion.")],
     out: Annotated[Path, typer.Option(help="Concept file to write.")],
     backbone: BackboneName = "mini",
     word: Annotated[str, typer.Option(help="The word they were initialised with.")] = "object",
     per_block: Annotated[
         bool, typer.Option("--per-block", help="From the port that gave a token to each block.")
     ] = False,
-    trust_pickle: Annotated[bool, typer.Option("--trust-pickle", help="Read a .bin, which is a pickle.")] = False,
+    trust_pickle: TrustPickle = False,
 ) -> None:
-    """Read P+ embeddings of the public ports."""
-    from escdiff.backbone import load_backbone
-    from escdiff.sharing.layouts import import_p_plus
+    """Read the embeddings of other programs; their layout is told from the file."""
+    from escdiff.backbone.presets import load_preset
+    from escdiff.sharing.layouts import import_embeddings
 
-    import_p_plus(file, load_backbone(backbone), word=word, per_block=per_block, trust_pickle=trust_pickle).save(out)
+    make_parent(out)
+    model, _ = load_preset(backbone, "cpu")
+    import_embeddings(file, model, word=word, per_block=per_block, trust_pickle=trust_pickle).save(out)
     typer.echo(out)
+
+
+@app.command("inspect")
+def inspect_(
+    file: Annotated[Path, typer.Argument(help="A file of weights or embeddings, or an encoder's folder.")],
+    trust_pickle: TrustPickle = False,
+) -> None:
+    """Say what a file is: concept, encoder, LoRA, textual inversion, P+, VAE, U-Net, ..."""
+    from escdiff.sharing.inspect import inspect
+
+    typer.echo(inspect(file, trust_pickle))
 
 
 @app.command()
@@ -64,14 +74,18 @@ def gallery(
     files: Annotated[list[Path], typer.Argument(help="Concept files.")],
     out: Annotated[Path, typer.Option(help="Folder to fill.")],
     backbone: BackboneName = "mini",
-    steps: Annotated[int, typer.Option(help="Sampling steps.")] = 25,
-    guidance: Annotated[float, typer.Option(help="Guidance scale.")] = 5.0,
+    steps: Annotated[int, typer.Option(min=1, help="Sampling steps.")] = 25,
+    guidance: Annotated[float | None, typer.Option(min=0, help="Guidance scale; else the backbone's own.")] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")] = "auto",
+    dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16; auto is float32 on a CPU.")] = "auto",
 ) -> None:
     """A folder with every concept, its preview, one overview and a card."""
-    from escdiff.backbone import load_backbone
+    from escdiff.backbone.presets import load_preset
     from escdiff.sharing.gallery import make_gallery
 
-    make_gallery(files, load_backbone(backbone), out, steps=steps, guidance=guidance)
+    make_parent(out / "gallery.png")
+    model, scale = load_preset(backbone, device, dtype, guidance)
+    make_gallery(files, model, out, steps=steps, guidance=scale)
     typer.echo(out / "gallery.png")
 
 
@@ -87,7 +101,20 @@ def push(
     typer.echo(push_to_hub(source, repo, private))
 
 
+def make_parent(out: Path) -> None:
+    """Make the folder of a file that is to be written.
+
+    Raises:
+        UserError: that cannot be done.
+    """
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--out is {out}, whose folder cannot be made ({error.strerror}); name another") from None
+
+
 def main() -> None:
+    """The door `python -m escdiff.sharing`."""
     try:
         app()
     except UserError as error:

@@ -1,6 +1,5 @@
 """A folder of concepts to look through: the files, a preview of each, one overview and a card."""
 
-import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -8,10 +7,13 @@ from PIL import Image
 
 from escdiff.backbone import Backbone
 from escdiff.concept import Concept
-from escdiff.errors import UserError
-from escdiff.figure import picture_grid
-from escdiff.pipeline import generate
+from escdiff.encoder.checkpoint import CARD
+from escdiff.pipelines.generate import generate
 from escdiff.sharing.hub import concept_card
+from escdiff.sharing.preview import copy_with_preview
+from escdiff.support.errors import UserError
+from escdiff.support.files import write_atomic
+from escdiff.support.picture_grid import picture_grid
 
 SCENES = (
     "a photo of a {} on a white background",
@@ -50,15 +52,14 @@ def make_gallery(
         pictures = generate(backbone, prompts, concept, steps=steps, guidance=guidance, seeds=[0] * len(prompts),
                             on_step=on_step)  # fmt: skip
         target = out / f"{name}.safetensors"
-        if paths[name].resolve() != target.resolve():
-            shutil.copy(paths[name], target)
         preview = out / f".{name}.partial.png"
         picture_grid([pictures]).save(preview)
+        copy_with_preview(paths[name], target, preview)
         preview.replace(out / f"{name}.png")
     rows = []
     for name in concepts:
         with Image.open(out / f"{name}.png") as preview:
             rows.append([preview.convert("RGB")])
     picture_grid(rows, list(concepts), cell=128 * len(scenes)).save(out / "gallery.png")
-    (out / "README.md").write_text(concept_card(concepts, previews=True))
+    write_atomic(out / CARD, concept_card(concepts, previews=True))
     return concepts

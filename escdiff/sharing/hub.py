@@ -6,26 +6,33 @@ import tempfile
 from pathlib import Path
 
 from escdiff.concept import Concept
-from escdiff.errors import UserError
+from escdiff.encoder.checkpoint import CARD, HERE, read_config
+from escdiff.encoder.hub import REPOSITORY, model_card
+from escdiff.sharing.preview import copy_with_preview
+from escdiff.sharing.reading import PICKLES
+from escdiff.support.errors import UserError
+from escdiff.support.files import write_atomic
+from escdiff.support.names import portable
 
+# What the hub knows by these names; any other licence is "other" there, with its own name beside.
+LICENSES = (
+    "apache-2.0", "cc0-1.0", "cc-by-3.0", "cc-by-4.0", "cc-by-sa-3.0", "cc-by-sa-4.0", "cc-by-nc-4.0",
+    "cc-by-nc-sa-4.0", "cc-by-nd-4.0", "creativeml-openrail-m", "mit", "openrail", "openrail++", "unlicense",
+)  # fmt: skip
 USE = """```python
 import escdiff
 from diffusers import StableDiffusionPipeline
-from huggingface_hub import hf_hub_download
 
-pipe = StableDiffusionPipeline.from_pretrained("{base}")
-escdiff.load_concept(pipe, hf_hub_download("{repo}", "{file}"))
+pipe = StableDiffusionPipeline.from_pretrained("{base}"){branches}
+escdiff.load_concept(pipe, "{repo}/{name}")
 pipe("{prompt}").images[0]
 ```"""
 
 
-def concept_card(concepts: dict[str, Concept], repo: str = "REPOSITORY", previews: bool = False) -> str:
+def concept_card(concepts: dict[str, Concept], repo: str = REPOSITORY, previews: bool = False) -> str:
     """README.md of a repository or folder of concepts, its front matter as the hub reads it."""
     first = next(iter(concepts.values()))
-    licenses = sorted({concept.license for concept in concepts.values() if concept.license})
-    head = ["---", f"base_model: {first.base_model}", "library_name: escdiff", "pipeline_tag: text-to-image"]
-    head += [f"license: {licenses[0] if len(licenses) == 1 else 'other'}"] if licenses else []
-    head += ["tags: [escdiff, text-to-image, one-shot-customization, diffusers]", "---", "# Concepts", ""]
+    base, licenses = portable(first.base_model), sorted({c.license for c in concepts.values() if c.license})
     table = ["| concept | placeholders | space | method | licence |" + (" preview |" if previews else "")]
     table.append("|" + "---|" * (6 if previews else 5))
     for name, concept in concepts.items():
@@ -34,9 +41,11 @@ def concept_card(concepts: dict[str, Concept], repo: str = "REPOSITORY", preview
         cells = [f"`{name}.safetensors`", words, space, concept.notes.get("method", "escdiff"), concept.license or "?"]
         table.append("| " + " | ".join(cells + [f"![{name}]({name}.png)"] * previews) + " |")
     prompt = "a photo of a " + ("<concept>" if len(first.attributes) > 1 else next(iter(first.placeholders())))
-    use = USE.format(base=first.base_model, repo=repo, file=f"{next(iter(concepts))}.safetensors", prompt=prompt)
-    about = f"Word vectors for the cross-attention layers of {first.base_model} (text encoder {first.text_hash}). "
-    return "\n".join([*head, about + "No code, no weights of the model.", "", *table, "", use, ""])
+    branches = f'\nescdiff.load_branches(pipe, "{first.branches["encoder"]}")' if first.branches else ""
+    use = USE.format(base=base, repo=repo, name=next(iter(concepts)), prompt=prompt, branches=branches)
+    about = f"Word vectors for the cross-attention layers of {base} (text encoder {first.text_hash}). "
+    lines = ["# Concepts", "", about + "No code, no weights of the model.", "", *table, "", use]
+    return model_card("\n".join(lines), first.base_model, **_license(licenses))
 
 
 def push_to_hub(
@@ -47,10 +56,11 @@ def push_to_hub(
     A concept's file gets a card and its preview (`NAME.png` beside it, if there); folders have a card already.
 
     Raises:
-        UserError: no such file or folder, pickles in it, or the hub refuses.
+        UserError: no such file or folder, pickles in it, an encoder that names a folder of this machine, or the hub
+            refuses.
     """
     from huggingface_hub import HfApi
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+    from huggingface_hub.errors import HfHubHTTPError
 
     path = Path(source).expanduser()
     if not path.exists():
@@ -58,25 +68,50 @@ def push_to_hub(
             f"there is nothing at '{path}' to push: give a concept's file, a gallery or an encoder's folder"
         )
     with tempfile.TemporaryDirectory() as scratch:
-        folder = stage(path, Path(scratch), repo) if path.is_file() else path
-        bad = [file.name for file in folder.rglob("*") if file.suffix in (".bin", ".ckpt", ".pt", ".pth", ".pkl")]
-        if bad:
-            raise UserError(f"'{folder}' holds the pickle {bad[0]}; expected safetensors: take it out")
+        folder = Path(scratch) / "repository"
+        stage = stage_concept if path.is_file() else stage_folder
+        stage(path, folder, repo)
         api = HfApi(token=token)
         try:
             api.create_repo(repo, private=private, exist_ok=True)
             done = api.upload_folder(repo_id=repo, folder_path=folder, commit_message=message or f"Upload {path.name}")
-        except (HfHubHTTPError, HFValidationError, OSError) as error:
+        except (HfHubHTTPError, ValueError, OSError) as error:  # a card that the hub does not take is a ValueError
             reason = " ".join(str(error).split())[:200]
             raise UserError(f"the hub refused {repo!r} ({reason}): log in with `hf auth login` and check it") from error
     return str(done.commit_url)
 
 
-def stage(file: Path, folder: Path, repo: str) -> Path:
-    """A folder with a concept's file, its preview and its card."""
+def stage_concept(file: Path, folder: Path, repo: str) -> None:
+    """Fill a folder with a concept's file, its preview and its card."""
     concept, preview = Concept.load(file), file.with_suffix(".png")
-    shutil.copy(file, folder / f"{file.stem}.safetensors")
+    folder.mkdir()
     if preview.is_file():
-        shutil.copy(preview, folder / preview.name)
-    (folder / "README.md").write_text(concept_card({file.stem: concept}, repo, preview.is_file()))
-    return folder
+        copy_with_preview(file, folder / f"{file.stem}.safetensors", preview)
+        shutil.copyfile(preview, folder / preview.name)
+    else:
+        shutil.copyfile(file, folder / f"{file.stem}.safetensors")
+    write_atomic(folder / CARD, concept_card({file.stem: concept}, repo, preview.is_file()))
+
+
+def stage_folder(source: Path, folder: Path, repo: str) -> None:
+    """Copy a gallery or an encoder without what is for this machine alone, and name the repository in its card."""
+    bad = [file.name for file in source.rglob("*") if file.suffix in PICKLES]
+    if bad:
+        raise UserError(f"'{source}' holds the pickle {bad[0]}; expected safetensors: take it out")
+    if (source / "config.json").is_file():
+        tower = read_config(source)[2].vision
+        if portable(tower) != tower:  # as encoders were written until they named the tower apart from its place
+            problem = f"the encoder in '{source}' names its vision tower by the path {tower}"
+            raise UserError(f"{problem}; load it and save it again, then push that")
+    shutil.copytree(source, folder, ignore=shutil.ignore_patterns(HERE, ".*"))
+    if (card := folder / CARD).is_file():
+        write_atomic(card, card.read_text(encoding="utf-8").replace(REPOSITORY, repo))
+
+
+def _license(names: list[str]) -> dict[str, str]:
+    """For the card; several licences are "other"."""
+    if not names:
+        return {}
+    if len(names) == 1 and names[0].lower() in LICENSES:
+        return {"license": names[0].lower()}
+    return {"license": "other", "license_name": "; ".join(names)}

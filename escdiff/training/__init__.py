@@ -1,1 +1,1 @@
-"""Trainings as Lightning modules, and the one loop that runs them (`escdiff.training.run.train`)."""
+"""Trainings as Lightning modules, and the one loop that runs them (`escdiff.training.loop.run.train`)."""

@@ -8,9 +8,9 @@ import torch
 from PIL import Image
 
 from escdiff.cli.masks import read_masks, salient
-from escdiff.errors import UserError
-from escdiff.still_life.render import render
-from escdiff.still_life.world import sample_factors
+from escdiff.mini.world.rendering.render import render
+from escdiff.mini.world.world import sample_factors
+from escdiff.support.errors import UserError
 
 
 @pytest.fixture

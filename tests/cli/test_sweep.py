@@ -10,9 +10,10 @@ from toy_training import FINISHED, StopAt
 
 from escdiff.cli import runs, train
 from escdiff.cli.sweep import check_extras
-from escdiff.errors import UserError
-from escdiff.training import run
-from escdiff.training.rundir import RunFolder
+from escdiff.support.errors import UserError
+from escdiff.training.loop import run
+from escdiff.training.loop.recipe import RECIPES
+from escdiff.training.loop.run_folder import RunFolder
 
 needs_optuna = pytest.mark.skipif(importlib.util.find_spec("optuna") is None, reason="the extra `tune` is missing")
 
@@ -24,7 +25,7 @@ def sweep(tmp_path, monkeypatch):
 
     def build(config):
         config.break_from = 10**6
-        built = toy_training.build(config)
+        built = toy_training.build_validated(config)
         trained.append(config.run_dir)
         return built
 
@@ -32,8 +33,7 @@ def sweep(tmp_path, monkeypatch):
 
     trained: list[str] = []
     monkeypatch.setattr(toy_training, "swept", build, raising=False)
-    monkeypatch.setitem(run.RECIPES, "encoder", "toy_training:swept")
-    monkeypatch.setattr(run, "ensure_data", lambda config: None)
+    monkeypatch.setitem(RECIPES, "encoder", "toy_training:swept")
     FINISHED.clear()
 
     def call(*arguments: str) -> list[str]:
@@ -52,10 +52,15 @@ def test_every_cell_has_its_folder_and_runs_once(sweep):
     assert sweep.call("encoder.gates=learned,none") == cells
     configs = sorted(sweep.folder.glob("[!.]*/config.yaml"))
     assert [path.parent.name for path in configs] == cells
-    assert [yaml.safe_load(path.read_text())["encoder"]["gates"] for path in configs] == ["learned", "none"]
+    assert [yaml.safe_load(path.read_text(encoding="utf-8"))["encoder"]["gates"] for path in configs] == [
+        "learned",
+        "none",
+    ]
     assert sweep.call("encoder.gates=learned,none") == []
     manifest = sweep.folder / cells[1] / "manifest.json"
-    manifest.write_text(json.dumps({**json.loads(manifest.read_text()), "status": "running"}))  # as kill -9 leaves it
+    manifest.write_text(
+        json.dumps({**json.loads(manifest.read_text(encoding="utf-8")), "status": "running"}), encoding="utf-8"
+    )  # as kill -9 leaves it
     assert sweep.call("encoder.gates=learned,none,hand") == [cells[1], "encoder.gates=hand"]
     table = runs.tabulate(sweep.folder, "train/loss_mean", highest=False).splitlines()
     assert table[0].split("|")[1].strip() == "encoder.gates" and len(table) == 2 + 3
@@ -67,20 +72,20 @@ def test_every_cell_has_its_folder_and_runs_once(sweep):
 
 def test_an_experiment_may_name_the_cells_of_a_sweep(tmp_path, monkeypatch):
     ran = []
-    monkeypatch.setattr(train, "run", lambda values, overrides: ran.append(values))
+    monkeypatch.setattr(train, "run", ran.append)
     monkeypatch.setattr(RunFolder, "write_manifest", lambda self, **values: None)
     for group, *one in (["branches"], ["tokens"], ["draws", "loss.draws=4"]):
         argv = ["-m", f"experiment=ablation/{group}", f"sweep_dir={tmp_path}", "data.num_workers=0", *one]
         monkeypatch.setattr(sys, "argv", ["train.py", *argv])
         train._main(argv)
-    assert [values["run_id"] for values in ran] == [
+    assert [config.run_id for config in ran] == [
         "encoder.branch_rank=4,encoder.branches=lora", "encoder.branch_rank=4,encoder.branches=routed",
         *(f"encoder.tokens={{shape:{k},appearance:{k}}}" for k in (1, 2, 4)),
         "data.batch_size=8,loss.draws=4",
     ]  # fmt: skip
-    assert [v["run_dir"] for v in ran] == [f"{tmp_path}/{v['run_id']}" for v in ran]
-    assert ran[1]["encoder"]["branches"] == "routed" and ran[4]["encoder"]["tokens"] == {"shape": 4, "appearance": 4}
-    assert ran[0]["trainer"]["max_steps"] == 400  # the base cell's
+    assert [config.run_dir for config in ran] == [f"{tmp_path}/{config.run_id}" for config in ran]
+    assert ran[1].encoder.branches == "routed" and ran[4].encoder.tokens == {"shape": 4, "appearance": 4}
+    assert ran[0].trainer.max_steps == 400  # the base cell's
 
 
 @needs_optuna
@@ -92,12 +97,21 @@ def test_optuna_goes_on_where_it_was(sweep, monkeypatch):
     study = optuna.load_study(study_name="sweep", storage=f"sqlite:///{sweep.folder / 'study.db'}")
     assert len(study.trials) == 3
     assert all(3e-4 <= trial.params["optim.lr"] <= 1e-2 and trial.value > 0 for trial in study.trials)
-    assert yaml.safe_load((sweep.folder / "best.yaml").read_text())["value"] == study.best_value
+    best = RunFolder(next(sweep.folder.glob(f"*optim.lr={study.best_params['optim.lr']}*")))
+    assert study.best_value == best.metric("val/loss")
+    assert yaml.safe_load((sweep.folder / "best.yaml").read_text(encoding="utf-8"))["value"] == study.best_value
     assert sweep.call(*search) == []
     left = study.ask({"optim.lr": optuna.distributions.FloatDistribution(3e-4, 1e-2, log=True),
                       "encoder.rank": optuna.distributions.CategoricalDistribution(["4", "8"])})  # fmt: skip
     again = sweep.call("hparams_search=optuna", "hydra.sweeper.trials=4", "encoder.rank=4,8")
     assert len(again) == 1 and f"optim.lr={left.params['optim.lr']}" in again[0]  # what a kill had cut off
+
+
+@needs_optuna
+def test_a_study_of_what_is_not_logged_says_so(sweep, capfd):
+    with pytest.raises(UserError, match="all 3 trials of"):
+        sweep.call("hparams_search=optuna", "hydra.sweeper.metric=val/nothing")
+    assert "val/nothing was not logged; expected one of" in "".join(capfd.readouterr())
 
 
 @needs_optuna

@@ -12,10 +12,10 @@ import pytest
 import torch
 from transformers import CLIPVisionConfig, CLIPVisionModel
 
-from data_prep.still_life import StillLifeOptions, make_still_life
 from escdiff.cli import train
 from escdiff.encoder import ConceptEncoder
-from escdiff.errors import UserError
+from escdiff.mini.data.still_life import StillLifeOptions, make_still_life
+from escdiff.support.errors import UserError
 
 ROOT = Path(__file__).parents[2]
 
@@ -37,13 +37,13 @@ def common(tmp_path_factory, tiny_folder):
 
 
 def steps(folder: Path) -> list[int]:
-    return [json.loads(line)["step"] for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [json.loads(line)["step"] for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
 
 
 def test_a_run_and_what_it_leaves(common, tmp_path):
     train._main([*common, "trainer.max_steps=3", f"run_dir={tmp_path / 'run, one'}"])
     folder = tmp_path / "run, one"
-    assert json.loads((folder / "manifest.json").read_text())["status"] == "finished"
+    assert json.loads((folder / "manifest.json").read_text(encoding="utf-8"))["status"] == "finished"
     assert (folder / "config.yaml").is_file() and max(steps(folder)) == 2
     assert ConceptEncoder.from_pretrained(folder / "export").space.num_layers == 16
 
@@ -66,7 +66,7 @@ def test_killed_and_started_again(common, tmp_path):
     reached = max(int(path.stem.split("-")[1]) for path in (tmp_path / "checkpoints").glob("step-*.ckpt"))
     arguments[-2] = f"trainer.save_steps={reached}"
     train._main([*arguments[:-3], f"trainer.max_steps={reached + 2}", *arguments[-2:]])
-    manifest = json.loads((tmp_path / "manifest.json").read_text())
+    manifest = json.loads((tmp_path / "manifest.json").read_text(encoding="utf-8"))
     assert manifest["status"] == "finished" and f"{reached}.ckpt" in manifest["resumed"]
     assert steps(tmp_path) == list(range(reached + 2))  # no step is missing, none is there twice
 
@@ -78,7 +78,7 @@ def test_killed_and_started_again(common, tmp_path):
         (["+encoder.wings=2"], "encoder.wings"),
         (["+loss.wings=2"], "loss.wings"),
         (["recipe=cake"], "recipe 'cake'"),
-        (["encoder.gates=some"], "encoder.gates='some'"),
+        (["encoder.gates=some"], "encoder.gates=some given; expected learned, hand or none"),
         (["data.shards=nowhere"], "nowhere"),
         (["data.shards={empty}"], "holds no"),
         (["data.root=null"], "data.root=None"),

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from escdiff.conditioning import PromptEncoder
-from escdiff.errors import UserError
+from escdiff.support.errors import UserError
 
 L, S, D = 16, 1, 32
 

@@ -5,7 +5,7 @@ import torch
 from diffusers import UNet2DConditionModel
 
 from escdiff.conditioning import ConditioningSpace, cross_attention_layers, layer_groups
-from escdiff.errors import UserError
+from escdiff.support.errors import UserError
 
 
 def run_order(unet, *args, **kwargs):

@@ -8,7 +8,7 @@ import torch
 from diffusers import UNet2DConditionModel
 
 from escdiff.conditioning import ConditioningSpace, bind, cross_attention_layers, grid
-from escdiff.errors import UserError
+from escdiff.support.errors import UserError
 
 
 def inputs(batch=2, width=32, channels=8, size=16):
@@ -172,10 +172,20 @@ def test_compiles_into_one_graph(tiny_unet):
     torch.compiler.reset()
 
 
-def test_wrong_lengths_and_foreign_spaces_are_refused(tiny_unet):
+def test_foreign_spaces_are_refused(tiny_unet):
     latents, timesteps, states = inputs()
     space = ConditioningSpace.p_plus(tiny_unet)
-    with bind(tiny_unet, space), pytest.raises(UserError, match="length 770.*bound to 16 layer"):
+    with bind(tiny_unet, space), pytest.raises(UserError, match="10 packed cells.*bound to 16 layer"):
         predict(tiny_unet, latents, timesteps, grid.pack(states[:, :10]))
     with pytest.raises(UserError, match="names 15 cross-attention layers and the U-Net has 16"):
         bind(tiny_unet, ConditioningSpace(space.cells[:15]))
+
+
+@pytest.mark.parametrize("cells", [2, 16])
+def test_long_conditionings_of_other_tools_pass(tiny_unet, cells):
+    """Also of 16 x 77 tokens, which are as many as the layers' cells."""
+    latents, timesteps, states = inputs()
+    long = states[:, :cells].flatten(1, 2)
+    stock = predict(tiny_unet, latents, timesteps, long)
+    with bind(tiny_unet, ConditioningSpace.p_plus(tiny_unet)):
+        assert torch.equal(predict(tiny_unet, latents, timesteps, long), stock)

@@ -1,51 +1,8 @@
-from pathlib import Path
-
-import lightning
 import pytest
-import torch
-from torch import nn
-
-from data_prep.still_life import StillLifeOptions, make_still_life
-
-OPTIONS = StillLifeOptions(seed=5, size=32, shard_size=32)
-
-
-@pytest.fixture(scope="session")
-def still_life_folder(tmp_path_factory) -> Path:
-    """160 samples of 32 pixels in 5 shards."""
-    folder = tmp_path_factory.mktemp("still_life")
-    make_still_life(folder, 150, OPTIONS)
-    return folder
-
-
-class Recorder(lightning.LightningModule):
-    """Trains one number and writes down the samples it saw."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.weight, self.seen = nn.Parameter(torch.zeros(())), []
-
-    def training_step(self, batch, batch_idx):
-        self.seen.append(list(batch["key"]))
-        return (self.weight - batch["shape_ref"].mean()).square()
-
-    def configure_optimizers(self):
-        _ = self.trainer.estimated_stepping_batches  # makes Lightning build the loaders early (#20550)
-        return torch.optim.SGD(self.parameters(), 0.1)
-
-
-def _fit(data, root, steps, resume=None, every=None):
-    model = Recorder()
-    save = lightning.pytorch.callbacks.ModelCheckpoint(root, every_n_train_steps=every or steps, save_top_k=-1)
-    trainer = lightning.Trainer(
-        max_steps=steps, callbacks=[save], logger=False, accelerator="cpu", enable_progress_bar=False,
-        enable_model_summary=False, limit_val_batches=0,
-    )  # fmt: skip
-    trainer.fit(model, data, ckpt_path=resume, weights_only=False if resume else None)
-    return model
+import recorder
 
 
 @pytest.fixture
 def fit():
     """fit(data, root, steps, resume=None, every=None) -> the Recorder, whose `seen` lists samples."""
-    return _fit
+    return recorder.fit

@@ -6,9 +6,9 @@ import pytest
 import torch
 from PIL import Image
 
-from escdiff.data import images
-from escdiff.data.images import decode_image, list_images, open_image, to_pil, to_pixels
-from escdiff.errors import UserError
+from escdiff.data import pictures as images
+from escdiff.data.pictures import decode_image, decode_picture, list_images, open_image, to_pil, to_pixels
+from escdiff.support.errors import UserError
 
 
 def save(image: Image.Image, path, **options):
@@ -22,7 +22,7 @@ def noise(size=(20, 30)) -> Image.Image:
 
 def test_missing_empty_unknown_and_damaged_files_are_refused(tmp_path):
     (tmp_path / "empty.png").write_bytes(b"")
-    (tmp_path / "text.png").write_text("no picture at all")
+    (tmp_path / "text.png").write_text("no picture at all", encoding="utf-8")
     whole = save(noise((200, 200)), tmp_path / "whole.jpg").read_bytes()
     (tmp_path / "cut.jpg").write_bytes(whole[: len(whole) // 2])
     png = save(noise(), tmp_path / "whole.png").read_bytes()
@@ -168,3 +168,85 @@ def test_unreadable_file_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(images.Path, "read_bytes", refuse)
     with pytest.raises(UserError, match="Permission denied"):
         open_image(path)
+
+
+def adobe_rgb() -> bytes:
+    """A profile of wide primaries and gamma 2.2, as cameras embed."""
+    primaries = (0.60974, 0.31111, 0.01947), (0.20528, 0.62567, 0.06087), (0.14919, 0.06322, 0.74457)
+    return _profile(b"RGB ", b"XYZ ", dict(zip((b"r", b"g", b"b"), primaries, strict=True)), 2.2)
+
+
+def _profile(space: bytes, connection: bytes, primaries: dict, gamma: float) -> bytes:
+    """A display profile of the International Color Consortium, version 2.4."""
+    import struct
+
+    fixed = lambda value: struct.pack(">i", round(value * 65536))  # noqa: E731
+    xyz = lambda values: b"XYZ \0\0\0\0" + b"".join(map(fixed, values))  # noqa: E731
+    curve = b"curv\0\0\0\0" + struct.pack(">IHH", 1, round(gamma * 256), 0)
+    tags = [(b"desc", b"desc\0\0\0\0\0\0\0\5test\0" + b"\0" * 79), (b"cprt", b"text\0\0\0\0none\0\0\0\0")]
+    tags += [(b"wtpt", xyz((0.9642, 1, 0.8249)))]
+    tags += [(name + b"XYZ", xyz(values)) for name, values in primaries.items()]
+    tags += [(name + b"TRC", curve) for name in primaries or (b"k",)]
+    table, data, start = struct.pack(">I", len(tags)), b"", 132 + 12 * len(tags)
+    for name, body in tags:
+        table += name + struct.pack(">II", start + len(data), len(body))
+        data += body + b"\0" * (-len(body) % 4)
+    header = struct.pack(">IIIII", start + len(data), 0, 0x02400000, 0, 0)[:12] + b"mntr" + space + connection
+    header += struct.pack(">6H", 2026, 1, 1, 0, 0, 0) + b"acsp" + b"\0" * 28
+    header += fixed(0.9642) + fixed(1) + fixed(0.8249)
+    return header.ljust(128, b"\0") + table + data
+
+
+def test_an_embedded_profile_is_applied(tmp_path):
+    """What every viewer shows as (230, 20, 20) is stored as other numbers in a wide colour space."""
+    from PIL import ImageCms
+
+    wide = ImageCms.ImageCmsProfile(io.BytesIO(adobe_rgb()))
+    seen = Image.new("RGB", (8, 8), (230, 20, 20))
+    stored = ImageCms.profileToProfile(seen, ImageCms.createProfile("sRGB"), wide)
+    assert stored.getpixel((0, 0))[0] < 210
+    clear = stored.copy()
+    clear.putalpha(Image.new("L", (8, 8), 200))
+    for name, picture in (("a.png", stored), ("b.jpg", stored), ("c.tif", stored), ("d.png", clear)):
+        path = save(picture, tmp_path / name, icc_profile=adobe_rgb())
+        found = decode_image(path.read_bytes(), name) if name != "d.png" else _unclear(path)
+        assert np.abs(np.subtract(found.getpixel((4, 4)), (230, 20, 20))).max() <= 6, name
+        assert decode_picture(path.read_bytes(), name).plain is False
+    again = decode_image(save(open_image(tmp_path / "a.png"), tmp_path / "e.png").read_bytes(), "again")
+    assert np.abs(np.subtract(again.getpixel((4, 4)), (230, 20, 20))).max() <= 6  # applied once, not twice
+
+
+def _unclear(path) -> Image.Image:
+    """The visible colours of a half transparent picture that was composited on white."""
+    shown = np.asarray(open_image(path), float)
+    return Image.fromarray(np.round((shown - 255 * (1 - 200 / 255)) / (200 / 255)).clip(0, 255).astype(np.uint8))
+
+
+def test_grey_profiles_are_applied_and_others_change_nothing(tmp_path):
+    from PIL import ImageCms
+
+    linear = _profile(b"GRAY", b"XYZ ", {}, 1.0)
+    dark = save(Image.new("L", (8, 8), 55), tmp_path / "a.png", icc_profile=linear)
+    assert open_image(dark).getpixel((0, 0))[0] > 110  # 0.216 of the light is level 128 to a viewer
+    srgb = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    for number, profile in enumerate((srgb, b"no profile", linear, adobe_rgb()[:200])):
+        path = save(noise(), tmp_path / f"{number}.png", icc_profile=profile)
+        assert np.array_equal(np.asarray(open_image(path)), np.asarray(noise()))
+        assert decode_picture(path.read_bytes(), "x").plain
+
+
+def test_white_on_transparency_gets_a_ground_that_shows_it(tmp_path):
+    icon = Image.new("RGBA", (40, 40), (255, 255, 255, 0))
+    icon.paste((255, 255, 255, 255), (10, 10, 30, 30))
+    shown = open_image(save(icon, tmp_path / "a.png"))
+    assert shown.getpixel((20, 20)) == (255, 255, 255) and shown.getpixel((0, 0)) == (128, 128, 128)
+    icon.paste((200, 30, 30, 255), (10, 10, 30, 30))
+    assert open_image(save(icon, tmp_path / "b.png")).getpixel((0, 0)) == (255, 255, 255)
+    nothing = save(Image.new("RGBA", (4, 4), (0, 0, 0, 0)), tmp_path / "c.png")
+    assert open_image(nothing).getpixel((0, 0)) == (255, 255, 255)
+
+
+def test_a_mask_beside_its_picture_is_no_picture(tmp_path):
+    for name in ("a.jpg", "a.mask.png", "b.mask.png", "a.png"):
+        save(noise(), tmp_path / name)
+    assert [path.name for path in list_images(tmp_path)] == ["a.jpg", "a.png", "b.mask.png"]

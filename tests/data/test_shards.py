@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from escdiff.data import schema, shards
-from escdiff.data.index import Index, Shard, write_atomic
+from escdiff.data.index import Index, Shard
 from escdiff.data.shards import (
     decode,
     encode_json,
@@ -18,7 +18,8 @@ from escdiff.data.shards import (
     read_shard,
     write_shard,
 )
-from escdiff.errors import UserError
+from escdiff.support.errors import UserError
+from escdiff.support.files import write_atomic
 
 META = {"caption": "a mug", "source": "test", "licence": "CC0-1.0"}
 
@@ -155,7 +156,7 @@ def test_fuzzed_shards_raise_only_user_errors(folder, tmp_path):
 
 
 def test_bad_indexes_are_refused(folder):
-    good = json.loads((folder / "index.json").read_text())
+    good = json.loads((folder / "index.json").read_text(encoding="utf-8"))
     bad = [
         b"{",
         b"[]",
@@ -204,3 +205,27 @@ def test_fingerprint_follows_the_data():
     first = Index("x", shards=[Shard("a", 1, 1, "00")])
     assert first.fingerprint() == Index("y", seed=4, shards=[Shard("a", 1, 1, "00")]).fingerprint()
     assert first.fingerprint() != Index("x", shards=[Shard("a", 1, 1, "01")]).fingerprint()
+
+
+def test_names_with_a_leading_dot_and_slash_are_those_without(tmp_path):
+    """As `tar -C DIR -cf X.tar .` writes them, and webdataset reads them."""
+    with tarfile.open(tmp_path / "x.tar", "w") as tar:
+        for name in ("./a.png", "./a.json", "./LICENSE", "./b/c.png", "./b/c.json"):
+            tar.addfile(tarfile.TarInfo(name))
+    assert [s["__key__"] for s in read_raw(tmp_path / "x.tar")] == ["a", "b/c"]
+    assert [s["__key__"] for s in read_raw(tmp_path / "x.tar", first=1)] == ["b/c"]
+    assert index_folder(tmp_path).samples == 2
+
+
+@pytest.mark.parametrize(
+    "names",
+    [("a.png", "b.png", "a.json"), ("a.png", "a.jpg"), ("a.png", "/b.png"), ("a.png", "../b.png")],
+    ids=["apart", "two pictures", "absolute", "above"],
+)
+def test_what_no_training_would_read_is_not_indexed(tmp_path, names):
+    with tarfile.open(tmp_path / "x.tar", "w") as tar:
+        for name in names:
+            tar.addfile(tarfile.TarInfo(name))
+    with pytest.raises(UserError, match=r"x\.tar"):
+        index_folder(tmp_path)
+    assert not (tmp_path / "index.json").exists()

@@ -4,9 +4,9 @@ import fsspec
 import pytest
 
 from escdiff.data.index import Index
+from escdiff.data.shard_store import ShardStore, is_address
 from escdiff.data.shards import encode_json, write_shard
-from escdiff.data.store import ShardStore, is_address
-from escdiff.errors import UserError
+from escdiff.support.errors import UserError
 
 
 @pytest.fixture

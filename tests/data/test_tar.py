@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from escdiff.data.tar import BLOCK, read_entries
-from escdiff.errors import UserError
+from escdiff.support.errors import UserError
 
 
 def pack(path, entries, **options):

@@ -8,11 +8,11 @@ from PIL import Image
 from trouble import encoded, noise
 
 from data_prep.dataset import Run
-from data_prep.engine import Engine
 from data_prep.ingest import Ingest, ingest
-from data_prep.sources import make_plan
+from data_prep.plans import make_plan
 from escdiff.data.index import Index
 from escdiff.data.shards import read_shard
+from escdiff.support.jobs.engine import Engine
 
 HERE = Run(Engine(workers=1), max_bad=1.0)
 
@@ -36,7 +36,7 @@ def photos(tmp_path_factory) -> Path:
             mask = Image.new("L", picture.size, 0)
             mask.paste(255, (20, 15, 60, 50))
             (root / f"{i}.mask.png").write_bytes(encoded(mask, "PNG"))
-    (root / "0.txt").write_text("a photo of a shiny red mug")
+    (root / "0.txt").write_text("a photo of a shiny red mug", encoding="utf-8")
     ingest(make_plan(root, 4), root / "set", Ingest(), HERE)
     return root / "set"
 
@@ -53,7 +53,7 @@ def rejects_of():
 
     def read(folder: Path) -> list[dict]:
         files = sorted((folder / "quarantine").glob("*.jsonl"))
-        return [json.loads(line) for file in files for line in file.read_text().splitlines()]
+        return [json.loads(line) for file in files for line in file.read_text(encoding="utf-8").splitlines()]
 
     return read
 
@@ -95,7 +95,7 @@ def tiny_captioner(tmp_path_factory) -> str:
 
     folder = tmp_path_factory.mktemp("blip")
     words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "[DEC]", *(f"w{i}" for i in range(26))]
-    (folder / "vocab.txt").write_text("\n".join(words))
+    (folder / "vocab.txt").write_text("\n".join(words), encoding="utf-8")
     tokenizer = BertTokenizerFast(str(folder / "vocab.txt"))
     text = {"vocab_size": len(words), "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1,
             "num_attention_heads": 2, "encoder_hidden_size": 16, "bos_token_id": 5, "eos_token_id": 3,

@@ -15,8 +15,8 @@ from data_prep.ingest import Ingest, ingest
 from data_prep.inspect import inspect
 from data_prep.latents import Latents, latents
 from data_prep.pairs import Pairs, pairs
+from data_prep.plans import make_plan
 from data_prep.segment import Segment, segment
-from data_prep.sources import make_plan
 from data_prep.verify import verify
 
 COMMANDS = ("ingest", "dedup", "segment", "caption", "pairs", "latents", "inspect", "verify")

@@ -1,7 +1,7 @@
 import pytest
 
 from data_prep.caption import Caption, caption
-from escdiff.errors import UserError
+from escdiff.support.errors import UserError
 
 
 def test_given_captions_get_a_neutral_one_and_a_noun(photos, tmp_path, here, samples_of):
@@ -35,3 +35,16 @@ def test_a_model_speaks_where_nothing_is_given(photos, tmp_path, here, samples_o
 def test_absent_models_are_refused(photos, tmp_path, here):
     with pytest.raises(UserError, match="cannot be loaded"):
         caption(photos, tmp_path / "out", Caption(str(tmp_path / "absent")), here)
+
+
+def test_samples_without_a_caption_are_said(photos, tmp_path, here, capsys, tiny_captioner):
+    caption(photos, tmp_path / "a", Caption(), here)
+    assert "caption: 13 of 14 samples have no caption; --model names" in capsys.readouterr().err
+    caption(photos, tmp_path / "b", Caption(tiny_captioner, max_words=5), here)
+    assert "no caption" not in capsys.readouterr().err
+
+
+def test_bad_options_are_refused(photos, tmp_path, here):
+    for stage, words in ((Caption(dtype="int8"), "--dtype"), (Caption(batch=0), "--batch")):
+        with pytest.raises(UserError, match=words):
+            caption(photos, tmp_path, stage, here)

@@ -1,12 +1,14 @@
+import numpy as np
 import pytest
+from PIL import Image
 from trouble import encoded, noise
 
 from data_prep.dataset import Run
-from data_prep.engine import Engine
 from data_prep.ingest import Ingest, ingest
-from data_prep.sources import make_plan
+from data_prep.plans import make_plan
 from escdiff.data.index import Index
-from escdiff.errors import UserError
+from escdiff.support.errors import UserError
+from escdiff.support.jobs.engine import Engine
 
 pytest.importorskip("imagehash")
 from data_prep.dedup import Dedup, dedup
@@ -73,8 +75,50 @@ def test_clip_finds_what_hashes_do_not(tmp_path, here, samples_of, tiny_clip):
 
 
 def test_bad_options_are_refused(photos, here, tmp_path):
-    for stage, words in ((Dedup(distance=40), "--distance"), (Dedup(similarity=0), "--similarity")):
+    for stage, words in (
+        (Dedup(distance=40), "--distance"),
+        (Dedup(similarity=0), "--similarity"),
+        (Dedup(colour=-1), "--colour"),
+    ):
         with pytest.raises(UserError, match=words):
             dedup(photos, tmp_path, stage, here)
     with pytest.raises(UserError, match="same folder"):
         dedup(photos, photos, Dedup(), Run(Engine(workers=1)))
+
+
+def discs(folder, **colours) -> None:
+    """A disc before a grey ground, one picture of each colour; the hash of all is the same."""
+    y, x = np.mgrid[:64, :64]
+    inside = (y - 30) ** 2 + (x - 34) ** 2 < 300
+    for name, colour in colours.items():
+        picture = np.full((64, 64, 3), 60, np.uint8)
+        picture[inside] = colour
+        (folder / f"{name}.png").write_bytes(encoded(Image.fromarray(picture), "PNG"))
+
+
+def test_the_same_shape_in_another_colour_stays_and_is_a_group(tmp_path, here, samples_of, rejects_of, tiny_clip):
+    """Orange, blue and green of the same lightness; a second blue one, saved anew, is a duplicate."""
+    discs(tmp_path, a=(214, 140, 60), b=(120, 150, 255), c=(110, 170, 110))
+    blue = Image.open(tmp_path / "b.png")
+    (tmp_path / "d.jpg").write_bytes(encoded(blue.resize((80, 80)), "JPEG", quality=85))
+    (tmp_path / "e.png").write_bytes(encoded(noise(seed=3), "PNG"))
+    ingest(make_plan(tmp_path, 2), tmp_path / "set", Ingest(), here)
+    dedup(tmp_path / "set", tmp_path / "out", Dedup(), here)
+    found = {s["json"]["source"]: s for s in samples_of(tmp_path / "out")}
+    assert sorted(found) == ["a.png", "b.png", "c.png", "e.png"]
+    assert {found[name]["json"]["group"] for name in ("a.png", "b.png", "c.png")} == {found["a.png"]["__key__"]}
+    assert "group" not in found["e.png"]["json"]
+    assert found["b.png"]["__key__"] in rejects_of(tmp_path / "out")[0]["reason"]
+    dedup(tmp_path / "set", tmp_path / "clip", Dedup(clip=tiny_clip, similarity=1e-6), here)
+    assert names(samples_of(tmp_path / "clip")) == ["a.png", "b.png", "c.png"]
+    dedup(tmp_path / "set", tmp_path / "grey", Dedup(colour=0), here)
+    assert names(samples_of(tmp_path / "grey")) == ["a.png", "e.png"]
+
+
+def test_a_recoloured_picture_of_the_test_set_is_no_copy_of_it(tmp_path, here, samples_of):
+    for name, colours in (("train", {"a": (214, 140, 60)}), ("test", {"b": (120, 150, 255)})):
+        (tmp_path / name).mkdir()
+        discs(tmp_path / name, **colours)
+        ingest(make_plan(tmp_path / name, 2), tmp_path / f"{name}-set", Ingest(), here)
+    dedup(tmp_path / "train-set", tmp_path / "out", Dedup(), here, against=tmp_path / "test-set")
+    assert [("group" in s["json"]) for s in samples_of(tmp_path / "out")] == [False]

@@ -8,12 +8,12 @@ import numpy as np
 from trouble import GOOD, encoded, make_trouble, noise
 
 from data_prep.dataset import Run
-from data_prep.engine import Engine
 from data_prep.ingest import Ingest, ingest
-from data_prep.sources import make_plan
+from data_prep.plans import make_plan
 from data_prep.verify import verify
 from escdiff.data.shards import encode_json, write_shard
 from escdiff.data.tar import BLOCK
+from escdiff.support.jobs.engine import Engine
 
 RUN = Run(Engine(workers=1), max_bad=1.0, seconds=5.0)
 Touched = list[tuple[int, int]]  # byte ranges of the original

@@ -9,16 +9,18 @@ import numpy as np
 import pytest
 from PIL import Image
 from trouble import BAD, GOOD, encoded, make_trouble, noise
+from typer.testing import CliRunner
 
+from data_prep.__main__ import app
 from data_prep.dataset import Run
-from data_prep.engine import Engine
 from data_prep.ingest import Ingest, ingest
-from data_prep.sources import make_plan
+from data_prep.plans import make_plan
 from escdiff.data import schema
 from escdiff.data.index import Index
 from escdiff.data.limits import Limits
 from escdiff.data.shards import read_shard, write_shard
-from escdiff.errors import UserError
+from escdiff.support.errors import UserError
+from escdiff.support.jobs.engine import Engine
 
 ROOT = Path(__file__).parents[2]
 HERE = Run(Engine(workers=1), max_bad=1.0)
@@ -30,7 +32,7 @@ def samples(folder: Path) -> list[dict]:
 
 def quarantine(folder: Path) -> list[dict]:
     files = sorted((folder / "quarantine").glob("*.jsonl"))
-    return [json.loads(line) for file in files for line in file.read_text().splitlines()]
+    return [json.loads(line) for file in files for line in file.read_text(encoding="utf-8").splitlines()]
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -96,10 +98,11 @@ def test_plain_pictures_keep_their_bytes_unless_they_are_large(trouble, made, tm
 
 
 def test_two_processes_and_a_second_run_give_the_same_bytes(trouble, made, tmp_path):
-    command = [sys.executable, "-m", "data_prep", "ingest", str(trouble), "--out", str(tmp_path / "x")]
-    command += ["--shard-size", "4", "--max-bad", "1", "--workers", "2"]
-    dry = subprocess.run([*command, "--dry-run"], cwd=ROOT, capture_output=True, text=True, check=True)
+    arguments = ["ingest", str(trouble), "--out", str(tmp_path / "x")]
+    arguments += ["--shard-size", "4", "--max-bad", "1", "--workers", "2"]
+    dry = CliRunner().invoke(app, [*arguments, "--dry-run"])
     assert "5 to make, from 19 samples" in dry.stdout and not (tmp_path / "x").exists()
+    command = [sys.executable, "-m", "data_prep", *arguments]
     first = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
     assert contents(tmp_path / "x") == contents(made)
     assert "13 samples in 5 shards, 6 bad and 0 left out" in first.stdout and "1 .heic, 1 .md" in first.stderr
@@ -160,15 +163,15 @@ def test_lists_name_pictures_and_facts(tmp_path):
     (tmp_path / "in").mkdir()
     (tmp_path / "in" / "a.png").write_bytes(encoded(noise(), "PNG"))
     rows = [{"path": "in/a.png", "text": "a, b", "label": "mug"}, {"path": "in/absent.png", "text": "c", "label": "x"}]
-    (tmp_path / "a.csv").write_text('path,text,label\nin/a.png,"a, b",mug\nin/absent.png,c,x\n')
-    (tmp_path / "a.tsv").write_text("path\ttext\tlabel\nin/a.png\ta, b\tmug\nin/absent.png\tc\tx\n")
-    (tmp_path / "a.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
+    (tmp_path / "a.csv").write_text('path,text,label\nin/a.png,"a, b",mug\nin/absent.png,c,x\n', encoding="utf-8")
+    (tmp_path / "a.tsv").write_text("path\ttext\tlabel\nin/a.png\ta, b\tmug\nin/absent.png\tc\tx\n", encoding="utf-8")
+    (tmp_path / "a.jsonl").write_text("\n".join(json.dumps(row) for row in rows), encoding="utf-8")
     for kind in ("csv", "tsv", "jsonl"):
         ingest(make_plan(tmp_path / f"a.{kind}", 4), tmp_path / kind, Ingest(), HERE)
         (sample,) = samples(tmp_path / kind)
         assert (sample["json"]["caption"], sample["json"]["category"]) == ("a, b", "mug")
         assert "No such file" in quarantine(tmp_path / kind)[0]["reason"]
-    (tmp_path / "b.csv").write_text("name\nx\n")
+    (tmp_path / "b.csv").write_text("name\nx\n", encoding="utf-8")
     with pytest.raises(UserError, match="row 1 of .* names no picture in its columns name"):
         make_plan(tmp_path / "b.csv", 4)
 

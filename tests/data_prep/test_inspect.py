@@ -10,7 +10,7 @@ from data_prep.dataset import Run
 from data_prep.inspect import inspect, measure
 from escdiff.data.index import Index
 from escdiff.data.shards import encode_json, encode_png, write_shard
-from escdiff.errors import UserError
+from escdiff.support.errors import UserError
 
 
 @pytest.fixture
@@ -21,7 +21,7 @@ def folder(photos, tmp_path):
 
 def test_counts_are_those_of_the_pictures(folder, here):
     found = inspect(folder, here)
-    assert found == json.loads((folder / "inspect.json").read_text())
+    assert found == json.loads((folder / "inspect.json").read_text(encoding="utf-8"))
     assert (found["samples"], found["shards"], found["broken"]) == (14, 4, [])
     assert found["side"] == {"64 to 128": 10, "under 64": 4} and found["format"] == {"PNG": 10, "JPEG": 4}
     assert found["mask"] == {"none": 9, "0.25 to 0.5": 5} and found["words"] == {"under 1": 13, "4 to 8": 1}
@@ -36,13 +36,13 @@ def test_broken_pictures_are_counted_and_named(tmp_path, here):
     Index("photos", shards=[shard], planned=1).save(tmp_path)
     found = inspect(tmp_path, here)
     assert [key for key, _ in found["broken"]] == ["b"]
-    page = (tmp_path / "inspect.html").read_text()
+    page = (tmp_path / "inspect.html").read_text(encoding="utf-8")
     assert "&lt;b&gt;a &amp; b" in page and "<b>a" not in page
 
 
 def test_the_page_is_whole_and_fetches_nothing(folder, here):
     inspect(folder, here)
-    page = (folder / "inspect.html").read_text()
+    page = (folder / "inspect.html").read_text(encoding="utf-8")
     sources = []
 
     class Reader(HTMLParser):

@@ -12,10 +12,10 @@ import pytest
 from stages import COMMANDS, begin, command, contents, make_pictures
 
 from data_prep.dataset import Run
-from data_prep.engine import Engine
 from data_prep.ingest import Ingest, ingest
-from data_prep.sources import make_plan
+from data_prep.plans import make_plan
 from escdiff.data.index import Index
+from escdiff.support.jobs.engine import Engine
 
 HERE = Run(Engine(workers=1), max_bad=1.0)
 

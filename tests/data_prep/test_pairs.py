@@ -1,3 +1,5 @@
+from collections import defaultdict
+
 import numpy as np
 import pytest
 import torch
@@ -5,14 +7,15 @@ from PIL import Image, ImageDraw
 from trouble import encoded
 
 from data_prep.dataset import Run
-from data_prep.engine import Engine
 from data_prep.ingest import Ingest, ingest
 from data_prep.likeness import colour_change, colour_distance, outline_overlap, same_arrangement
 from data_prep.pairs import Pairs, pairs
-from data_prep.sources import make_plan
+from data_prep.plans import make_plan
 from escdiff.data import schema, views
-from escdiff.data.images import to_pixels
-from escdiff.errors import UserError
+from escdiff.data.photos import PhotoDataModule
+from escdiff.data.pictures import to_pixels
+from escdiff.support.errors import UserError
+from escdiff.support.jobs.engine import Engine
 
 SMALL = Pairs(size=48)
 
@@ -45,28 +48,35 @@ def objects(tmp_path_factory, here):
     return root / "set"
 
 
-def test_same_objects_are_paired_where_the_attribute_agrees(objects, tmp_path, here, samples_of):
+def test_others_of_an_object_are_listed_where_the_attribute_agrees(objects, tmp_path, here, samples_of):
     pairs(objects, tmp_path, SMALL, here)
     by_name = {s["json"]["source"]: s for s in samples_of(tmp_path)}
     keys = {name: sample["__key__"] for name, sample in by_name.items()}
-    for name in ("vase/a.png", "vase/b.png"):
-        notes = by_name[name]["json"]["references"]
-        other = {"vase/a.png": "vase/b.png", "vase/b.png": "vase/a.png"}[name]
-        assert notes["appearance"]["of"] == keys[other] and notes["appearance"]["distance"] <= 15
-        assert notes["shape"]["of"] in keys.values() and notes["shape"]["overlap"] > 0.6
-    assert "of" not in by_name["vase/c.png"]["json"]["references"]["appearance"]
-    assert "of" not in by_name["box/a.png"]["json"]["references"]["shape"]
+    vases = {name: keys[f"vase/{name}.png"] for name in "abc"}
+    for name, others, alike in (("a", "bc", "b"), ("b", "ac", "a"), ("c", "ab", "")):
+        meta = by_name[f"vase/{name}.png"]["json"]
+        assert meta["same_shape"] == sorted(vases[other] for other in others)
+        assert meta["same_appearance"] == [vases[other] for other in alike]
+        assert all(scores["overlap"] > 0.6 for scores in meta["references"]["shape"].values())
+    assert not {"same_shape", "same_appearance"} & set(by_name["box/a.png"]["json"])
+    assert by_name["box/a.png"]["json"]["references"]["shape"]["change"] >= 12
 
 
-def test_views_keep_one_attribute_and_lose_the_other(objects, tmp_path, here, samples_of):
-    pairs(objects, tmp_path, SMALL, here)
-    sample = next(s for s in samples_of(tmp_path) if s["json"]["source"] == "box/a.png")
-    pixels = to_pixels(sample["png"], 48)
-    mask = (to_pixels(sample[schema.MASK].convert("RGB"), 48)[:1] > 0).float()
-    shape, appearance = (to_pixels(sample[name]) for name in (schema.SHAPE_VIEW, schema.APPEARANCE_VIEW))
-    assert shape.shape == appearance.shape == (3, 48, 48)
-    assert colour_distance(pixels, appearance, mask) < 15 and same_arrangement(pixels, appearance) < 0.6
-    assert sample["json"]["references"]["shape"]["change"] >= 12
+def test_references_are_left_to_training(objects, tmp_path, here, samples_of):
+    """They were drawn once and kept: one shape and one appearance per picture for the whole run."""
+    pairs(objects, tmp_path / "pairs", SMALL, here)
+    assert not any(
+        {schema.SHAPE_VIEW, schema.APPEARANCE_VIEW} & set(sample) for sample in samples_of(tmp_path / "pairs")
+    )
+    options = {"batch_size": 1, "size": 48, "val_fraction": 0.0, "one_reference": 0.0}
+    seen = defaultdict(set)
+    names = {s["__key__"]: s["json"]["source"] for s in samples_of(tmp_path / "pairs")}
+    for epoch in range(4):
+        data = PhotoDataModule(tmp_path / "pairs", **options)
+        data.set_epoch(epoch)
+        for batch in data.train_dataloader():
+            seen[names[batch["key"][0]].split("/")[0]].add(float(batch["shape_ref"].mean()))
+    assert len(seen["vase"]) == 12 and len(seen["box"]) == 4
 
 
 def test_what_has_no_good_view_is_left_out_with_its_measures(objects, tmp_path, here, samples_of, rejects_of):

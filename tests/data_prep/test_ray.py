@@ -9,10 +9,10 @@ from stages import COMMANDS, begin, command, contents, make_pictures
 from trouble import make_trouble
 
 from data_prep.dataset import Run
-from data_prep.engine import Engine
 from data_prep.ingest import Ingest, ingest
-from data_prep.sources import make_plan
-from escdiff.errors import UserError
+from data_prep.plans import make_plan
+from escdiff.support.errors import UserError
+from escdiff.support.jobs.engine import Engine
 
 pytestmark = pytest.mark.slow
 pytest.importorskip("ray")
@@ -24,7 +24,7 @@ def cluster():
     """One Ray for all tests of this file; the engine takes the one it finds."""
     import ray
 
-    from data_prep.ray_engine import start
+    from escdiff.support.jobs.ray_cluster import start
 
     with pytest.MonkeyPatch.context() as patch:
         here = Path(__file__).parent  # where the workers find this file and what it imports

@@ -12,8 +12,8 @@ from typer.testing import CliRunner
 from data_prep.__main__ import app
 from escdiff.backbone import mini_folder
 from escdiff.cli import train
-from escdiff.data.images import SUFFIXES, open_image
 from escdiff.data.index import Index
+from escdiff.data.pictures import SUFFIXES, open_image
 
 pytestmark = pytest.mark.slow
 
@@ -47,7 +47,9 @@ def call(*arguments) -> str:
 
 
 def rejects(folder: Path, kind: str) -> set[str]:
-    lines = [line for f in (folder / "quarantine").glob("*.jsonl") for line in f.read_text().splitlines()]
+    lines = [
+        line for f in (folder / "quarantine").glob("*.jsonl") for line in f.read_text(encoding="utf-8").splitlines()
+    ]
     return {Path(r.get("source", r["key"])).name for r in map(json.loads, lines) if r["kind"] == kind}
 
 
@@ -58,7 +60,7 @@ def test_from_pictures_to_training_steps(pictures, tmp_path, tiny_segmenter, tin
     assert rejects(tmp_path / "a", "bad") - {"multipage_rgb.tif"} == set(BAD)
     assert Index.load(tmp_path / "a").samples >= 35
     call("inspect", tmp_path / "a", *one)
-    assert json.loads((tmp_path / "a" / "inspect.json").read_text())["broken"] == []
+    assert json.loads((tmp_path / "a" / "inspect.json").read_text(encoding="utf-8"))["broken"] == []
     call("dedup", tmp_path / "a", "--out", tmp_path / "b", *one)
     assert 2 <= Index.load(tmp_path / "a").samples - Index.load(tmp_path / "b").samples <= 14
     lax = ("--min-area", 0, "--max-area", 1, "--min-piece", 0, "--max-rim", 1)
@@ -76,6 +78,6 @@ def test_from_pictures_to_training_steps(pictures, tmp_path, tiny_segmenter, tin
         "data.buffer=10", "trainer.threads=1", "trainer.log_steps=1", "trainer.sample_steps=0", "encoder.features=16",
         "loss.words_only=0", f"run_dir={run}",
     ])  # fmt: skip
-    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    assert json.loads((run / "manifest.json").read_text())["status"] == "finished"
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert json.loads((run / "manifest.json").read_text(encoding="utf-8"))["status"] == "finished"
     assert max(row["step"] for row in rows) == 2 and all(row.get("loss", 0) < 10 for row in rows)

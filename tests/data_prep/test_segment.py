@@ -2,9 +2,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data_prep.segment import Segment, clean, segment, subject_mask
+from data_prep.segment import Segment, segment
 from escdiff.data import schema
-from escdiff.errors import UserError
+from escdiff.data.masks import clean, subject_mask, subject_masks
+from escdiff.support.errors import UserError
 
 
 @pytest.fixture(scope="module")
@@ -12,7 +13,7 @@ def tiny_clipseg(tmp_path_factory) -> str:
     import torch
     from transformers import CLIPSegConfig, CLIPSegForImageSegmentation, CLIPSegProcessor, ViTImageProcessor
 
-    from escdiff.training.mini import make_tokenizer
+    from escdiff.mini.parts import make_tokenizer
 
     torch.manual_seed(0)
     part = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
@@ -64,6 +65,35 @@ def test_clipseg_is_asked_for_the_category(photos, tiny_clipseg):
     picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 56, 3), np.uint8))
     mask, score = subject_mask(tiny_clipseg, picture, "mug")
     assert mask.shape == (40, 56) and mask.dtype == bool and 0 <= score <= 1
+
+
+def test_a_batch_gives_what_one_by_one_gives(tiny_clipseg, tiny_segmenter):
+    rng = np.random.default_rng(0)
+    pictures = [Image.fromarray(rng.integers(0, 256, (40, width, 3), np.uint8)) for width in (56, 40, 30)]
+    words = ["mug", "a small dog", ""]
+    for model in (tiny_clipseg, tiny_segmenter):
+        found = subject_masks(model, pictures, words)
+        for (mask, score), picture, word in zip(found, pictures, words, strict=True):
+            alone, its_score = subject_mask(model, picture, word)
+            assert mask.shape == (40, picture.width) and (mask == alone).mean() > 0.99
+            assert score == pytest.approx(its_score, abs=1e-3)
+
+
+def test_the_threads_of_the_process_stay_as_they_were(photos, tmp_path, here, tiny_clipseg, tiny_clip, tiny_captioner):
+    import torch
+
+    from data_prep.caption import Caption, caption
+    from data_prep.models import clip_features
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        subject_mask(tiny_clipseg, Image.new("RGB", (40, 40)), "mug")
+        clip_features(tiny_clip, [Image.new("RGB", (40, 40))])
+        caption(photos, tmp_path, Caption(tiny_captioner, max_words=2), here)
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(threads)
 
 
 def test_quality_is_judged():

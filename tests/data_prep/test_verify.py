@@ -1,17 +1,16 @@
-import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from data_prep.__main__ import main
 from data_prep.dataset import Run
-from data_prep.engine import Engine
 from data_prep.verify import verify
 from escdiff.data.index import Index
 from escdiff.data.shards import encode_json, encode_png, write_shard
+from escdiff.support.jobs.engine import Engine
 
-ROOT = Path(__file__).parents[2]
 HERE = Run(Engine(workers=1))
 META = {"caption": "a mug", "source": "test", "licence": "CC0-1.0"}
 
@@ -82,13 +81,15 @@ def test_keys_are_distinct_and_the_dataset_is_finished(tmp_path):
     assert "unfinished, 3 of 4 shards" in found["index.json"][0]
 
 
-def test_the_door_fails_and_says_what_to_do(tmp_path):
+def test_the_door_fails_and_says_what_to_do(tmp_path, monkeypatch, capsys):
     write(tmp_path)
     path = tmp_path / "s-1.tar"
     data = bytearray(path.read_bytes())
     data[600] ^= 1
     path.write_bytes(data)
-    command = [sys.executable, "-m", "data_prep", "verify", str(tmp_path), "--workers", "1"]
-    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    assert result.returncode == 2 and "s-1.tar: its SHA-256 differs" in result.stderr
-    assert result.stderr.strip().splitlines()[-1].endswith("run the command that made them again")
+    monkeypatch.setattr(sys, "argv", ["data_prep", "verify", str(tmp_path), "--workers", "1"])
+    with pytest.raises(SystemExit) as end:
+        main()
+    problems = capsys.readouterr().err
+    assert end.value.code == 2 and "s-1.tar: its SHA-256 differs" in problems
+    assert problems.strip().splitlines()[-1].endswith("run the command that made them again")

@@ -2,28 +2,25 @@
 
 import pytest
 import torch
+from artefacts import make_encoder
 from PIL import Image
-from transformers import CLIPVisionConfig, CLIPVisionModel
+from trouble import bomb
 
+from escdiff.concept.mixing import regate
 from escdiff.demo.guard import foreign_files
-from escdiff.demo.studio import MAX_PROMPT, Studio
-from escdiff.encoder import ConceptEncoder, EncoderConfig, load_vision
-from escdiff.errors import UserError
-from escdiff.mixing import regate
-from escdiff.pipeline import generate
-
-TOWER = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 4, "num_attention_heads": 2,
-         "image_size": 32, "patch_size": 16}  # fmt: skip
+from escdiff.demo.studio import Studio
+from escdiff.pipelines.generate import generate
+from escdiff.serving.engine import Engine
+from escdiff.serving.limits import Limits
+from escdiff.support.errors import UserError
 
 
 @pytest.fixture(scope="module")
 def studio(tiny_backbone, tmp_path_factory):
-    folder = str(tmp_path_factory.mktemp("tower"))
-    torch.manual_seed(0)
-    CLIPVisionModel(CLIPVisionConfig(**TOWER)).save_pretrained(folder)
-    config = EncoderConfig(vision=folder, shape_depths=(1, 2), appearance_depths=(0, 1), features=16)
-    encoder = ConceptEncoder.for_backbone(config, load_vision(folder), tiny_backbone, tiny_backbone.p_plus()).eval()
-    return Studio(tiny_backbone, encoder, guidance=1.0)
+    encoder, _ = make_encoder(tmp_path_factory.mktemp("studio"), tiny_backbone)
+    engine = Engine(tiny_backbone, encoder, guidance=1.0)
+    yield Studio(engine)
+    engine.close()
 
 
 @pytest.fixture
@@ -36,9 +33,13 @@ def files(tmp_path):
 ONE = {"shape": 1.0, "appearance": 1.0}
 
 
+def read(studio, path):
+    return studio.engine.encoder.encode(Image.open(path))
+
+
 def test_sliders_at_their_start_change_nothing(studio, files):
     got = studio.compose(files[0], files[1], None, ONE, studio.gates())
-    one, two = studio.read(files[0]), studio.read(files[1])
+    one, two = read(studio, files[0]), read(studio, files[1])
     assert torch.equal(got.vectors["shape"], one.vectors["shape"])
     assert torch.equal(got.vectors["appearance"], two.vectors["appearance"])
 
@@ -46,7 +47,7 @@ def test_sliders_at_their_start_change_nothing(studio, files):
 def test_a_layers_slider_moves_its_own_layer_only(studio, files):
     gates = studio.gates()
     gates["shape"][5] = 0.0
-    got, own = studio.compose(files[0], None, None, ONE, gates), studio.read(files[0])
+    got, own = studio.compose(files[0], None, None, ONE, gates), read(studio, files[0])
     assert got.attributes == ("shape",)
     moved = [i for i in range(16) if not torch.equal(got.vectors["shape"][i], own.vectors["shape"][i])]
     assert moved == [5]
@@ -54,7 +55,7 @@ def test_a_layers_slider_moves_its_own_layer_only(studio, files):
 
 
 def test_other_gates_are_what_the_encoder_would_have_made(studio, files):
-    concept, half = studio.read(files[0]), torch.full((16, 1), 0.5)
+    concept, half = read(studio, files[0]), torch.full((16, 1), 0.5)
     residual = (concept.vectors["shape"] - concept.anchors["shape"]) / concept.gates["shape"][..., None, None]
     expected = concept.anchors["shape"] + 0.5 * residual
     torch.testing.assert_close(regate(concept, {"shape": half}).vectors["shape"], expected)
@@ -65,11 +66,11 @@ def test_other_gates_are_what_the_encoder_would_have_made(studio, files):
 def test_the_picture_appears_step_by_step_and_is_the_pipelines(studio, files):
     concept = studio.compose(files[0], files[1], None, ONE, studio.gates())
     seen = list(studio.paint(concept, "", seed=3, steps=4))
-    assert [step for step, _ in seen] == [1, 2, 3, 4]
+    assert [(step, total) for step, total, _ in seen] == [(1, 4), (2, 4), (3, 4), (4, 4)]
     (expected,) = generate(
-        studio.backbone, ["a photo of a <appearance> <shape>"], concept, steps=4, guidance=1.0, seeds=[3]
+        studio.engine.backbone, ["a photo of a <appearance> <shape>"], concept, steps=4, guidance=1.0, seeds=[3]
     )
-    assert seen[-1][1].tobytes() == expected.tobytes() != seen[0][1].tobytes()
+    assert seen[-1][2].tobytes() == expected.tobytes() != seen[0][2].tobytes()
 
 
 def test_a_picture_that_nobody_waits_for_frees_the_painter(studio, files):
@@ -97,7 +98,7 @@ def test_the_matrix_grows_row_by_row(studio, files):
     ("change", "said"),
     [
         ({"prompt": "a photo of a mug"}, "no place for the concept"),
-        ({"prompt": "<shape> " * MAX_PROMPT}, "letters"),
+        ({"prompt": "<shape> " * Limits.prompt}, "letters"),
         ({"steps": 10_000}, "steps 10000"),
         ({"seed": -1}, "seed -1"),
         ({"seed": "x"}, "seed x"),
@@ -111,12 +112,12 @@ def test_mistakes_are_told(studio, files, change, said):
 
 
 def test_hostile_files_are_refused(studio, tmp_path):
-    (tmp_path / "text.png").write_text("no picture")
+    (tmp_path / "text.png").write_text("no picture", encoding="utf-8")
     (tmp_path / "bomb.png").write_bytes(bomb())
     with pytest.raises(UserError, match="not an image"):
-        studio.read(str(tmp_path / "text.png"))
+        studio.read_picture(str(tmp_path / "text.png"))
     with pytest.raises(UserError, match="megapixels"):
-        studio.read(str(tmp_path / "bomb.png"))
+        studio.read_picture(str(tmp_path / "bomb.png"))
     with pytest.raises(UserError, match="no safetensors file") as error:
         studio.load(str(tmp_path / "text.png"))
     with open(tmp_path / "big.safetensors", "wb") as file:
@@ -126,20 +127,6 @@ def test_hostile_files_are_refused(studio, tmp_path):
     assert "text.png" not in str(error.value)
     with pytest.raises(UserError, match="nothing was given"):
         studio.compose(None, None, None, ONE, studio.gates())
-
-
-def bomb(side=20_000):
-    """A PNG of some kilobytes that claims 400 megapixels."""
-    import struct
-    import zlib
-
-    def chunk(kind, data):
-        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-
-    head = struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0)
-    return (
-        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(bytes(9999))) + chunk(b"IEND", b"")
-    )
 
 
 def test_files_are_those_of_the_sandbox(tmp_path):

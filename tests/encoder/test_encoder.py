@@ -6,10 +6,11 @@ import torch
 from PIL import Image
 from transformers import CLIPVisionConfig, CLIPVisionModel
 
+from escdiff.backbone.branches import Branches, add_branches, branch_parameters, remove_branches, set_branches
 from escdiff.concept import ATTRIBUTES
+from escdiff.data.colours import to_rgb
 from escdiff.encoder import ConceptEncoder, EncoderConfig, load_vision
-from escdiff.encoder.branches import add_branches, branch_parameters, load_branches, remove_branches, set_branches
-from escdiff.errors import UserError
+from escdiff.support.errors import UserError
 
 
 @pytest.fixture(scope="module")
@@ -54,6 +55,17 @@ def test_customization_is_one_forward_pass_without_gradients(encoder):
     assert grads == [False]
     assert not any(v.requires_grad for v in concept.vectors.values())
     assert all(p.grad is None for p in encoder.parameters())
+
+
+def test_transparency_is_the_mask_of_a_picture(encoder):
+    icon = Image.new("RGBA", (64, 64), (255, 255, 255, 0))
+    icon.paste((255, 255, 255, 255), (16, 8, 48, 40))
+    mask = torch.zeros(1, 64, 64)
+    mask[:, 8:40, 16:48] = 1
+    found, blank = encoder.encode(icon), encoder.encode(Image.new("RGB", (64, 64), "white"))
+    wanted = encoder.encode(to_rgb(icon), mask)
+    assert all(torch.equal(found.vectors[a], wanted.vectors[a]) for a in ATTRIBUTES)
+    assert not any(torch.equal(found.vectors[a], blank.vectors[a]) for a in ATTRIBUTES)
 
 
 def test_two_references_are_still_one_call_of_the_tower(encoder):
@@ -116,25 +128,21 @@ def test_save_and_load_give_the_same_concept(encoder, tmp_path, tiny_backbone):
     again.save_pretrained(resaved)
     exact = ConceptEncoder.from_pretrained(resaved).encode(pictures()[0])
     assert all(torch.equal(exact.vectors[a], second.vectors[a]) for a in ATTRIBUTES)
-    assert "one forward pass" in (tmp_path / "README.md").read_text()
+    assert "one forward pass" in (tmp_path / "README.md").read_text(encoding="utf-8")
 
 
-def test_placement_and_branches_travel_with_the_checkpoint(folder, tmp_path, tiny_backbone):
-    made = build(folder, tiny_backbone, placement="states", branches="routed")
-    unit = torch.stack([tiny_backbone.prompts.states_of(word).norm() for word in ("object", "colored")]).mean()
-    assert torch.isclose(made.embedding_scale, unit) and torch.isclose(made.word_scale, unit)
+def test_the_scale_of_real_words_travels_with_the_checkpoint(folder, tmp_path, tiny_backbone):
+    made = build(folder, tiny_backbone, branches="routed", residual_scale=0.5)
+    unit = torch.stack([tiny_backbone.prompts.word_embedding(word).norm() for word in ("object", "colored")]).mean()
+    assert torch.isclose(made.embedding_scale, unit / 2) and torch.isclose(made.word_scale, unit)
     made.save_pretrained(tmp_path)
     again = ConceptEncoder.from_pretrained(tmp_path, tiny_backbone)
-    assert again.config == made.config and torch.isclose(again.embedding_scale, unit, rtol=1e-3)
-    concept = again.encode(pictures()[0])
-    assert concept.placement == "states"
-    value = again.place("shape", concept.vectors["shape"][None])
-    assert torch.equal(value, concept.placeholders()["<shape>"]) and value.shape == (1, 16, 1, 2, 2, 32)
+    assert again.config == made.config and torch.isclose(again.embedding_scale, unit / 2, rtol=1e-3)
 
 
-@pytest.mark.parametrize("option", ["gates", "placement", "branches"])
+@pytest.mark.parametrize("option", ["gates", "branches"])
 def test_choices_that_are_not_there_are_refused(folder, tiny_backbone, option):
-    with pytest.raises(UserError, match=f"encoder.{option}='soft' given; expected one of"):
+    with pytest.raises(UserError, match=f"encoder.{option}=soft given; expected"):
         build(folder, tiny_backbone, **{option: "soft"})
 
 
@@ -156,8 +164,8 @@ def test_damaged_checkpoints_are_refused_in_one_sentence(encoder, tmp_path):
     (tmp_path / "model.safetensors").write_bytes(b"garbage")
     with pytest.raises(UserError, match="cannot be read"):
         ConceptEncoder.from_pretrained(tmp_path)
-    about = json.loads((tmp_path / "config.json").read_text())
-    (tmp_path / "config.json").write_text(json.dumps(about | {"encoder": {"_target_": "os.system"}}))
+    about = json.loads((tmp_path / "config.json").read_text(encoding="utf-8"))
+    (tmp_path / "config.json").write_text(json.dumps(about | {"encoder": {"_target_": "os.system"}}), encoding="utf-8")
     with pytest.raises(UserError, match="no encoder of this version"):
         ConceptEncoder.from_pretrained(tmp_path)
 
@@ -170,8 +178,6 @@ def test_depths_the_tower_lacks_are_refused(folder, tiny_backbone):
 
 
 def test_branches_switch_and_leave_the_stock_unet_bit_identical(tmp_path):
-    from escdiff.encoder.branches import save_branches
-
     unet, inputs = tiny.make_unet(), (torch.ones(1, 8, 16, 16), 5, torch.ones(1, 77, 32))
     with torch.no_grad():
         stock = unet(*inputs).sample
@@ -187,10 +193,10 @@ def test_branches_switch_and_leave_the_stock_unet_bit_identical(tmp_path):
         set_branches(unet, {})
         assert torch.equal(unet(*inputs).sample, stock)
         set_branches(unet, {"shape": 1.0, "appearance": 1.0})
-        save_branches(unet, tmp_path)
+        Branches.of(unet).save(tmp_path)
         remove_branches(unet)
         assert torch.equal(unet(*inputs).sample, stock)
-        load_branches(unet, tmp_path)
+        Branches.read(tmp_path).put(unet)
         assert torch.allclose(unet(*inputs).sample, full, atol=1e-6)
         with pytest.raises(UserError, match="another U-Net"):
-            load_branches(tiny.make_unet(width=64), tmp_path)
+            Branches.read(tmp_path).put(tiny.make_unet(width=64))

@@ -6,8 +6,8 @@ from transformers import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPVisionConfig
 
 from escdiff.encoder import ConceptEncoder, EncoderConfig, load_vision
 from escdiff.encoder.vision import embed_texts
-from escdiff.errors import UserError
-from escdiff.training.mini import make_tokenizer
+from escdiff.mini.parts import make_tokenizer
+from escdiff.support.errors import UserError
 
 WORDS = ["red cube", "green ball", "mug"]
 
@@ -79,12 +79,10 @@ def test_the_words_travel_with_the_checkpoint(folder, tiny_backbone, tmp_path):
 
 
 def test_what_it_needs_is_said(folder, tiny_backbone, tmp_path):
-    with pytest.raises(UserError, match="encoder.placement=words"):
-        build(folder, tiny_backbone, placement="states")
     with pytest.raises(UserError, match="without its text half"):
         settings = CLIPVisionConfig(hidden_size=16, intermediate_size=32, num_hidden_layers=4, num_attention_heads=2)
         CLIPVisionModel(settings).save_pretrained(tmp_path)
         embed_texts(str(tmp_path), ["mug"])
-    with pytest.raises(UserError, match="vocabulary.size given; expected words for shape or appearance"):
+    with pytest.raises(UserError, match="encoder.vocabulary=.*size.* given; expected the keys shape, appearance"):
         config = EncoderConfig(vision=folder, vocabulary={"size": WORDS})
         ConceptEncoder.for_backbone(config, load_vision(folder), tiny_backbone, tiny_backbone.p_plus())

@@ -1,14 +1,32 @@
 """A tiny backbone of one's own, references on disk, and a run of the loop."""
 
 import copy
+from contextlib import contextmanager
 
+import lightning as L
 import numpy as np
 import pytest
 import tiny
+import torch
 from PIL import Image
+from transformers import CLIPVisionConfig, CLIPVisionModel, CLIPVisionModelWithProjection
 
 from escdiff.cli import train
-from escdiff.training import method_setup
+from escdiff.training.loop import run as run_module
+from escdiff.training.method import setup as method_setup
+
+TOWER = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 4, "num_attention_heads": 2,
+         "image_size": 32, "patch_size": 8, "projection_dim": 12}  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def towers(tmp_path_factory):
+    """(patch tower, tower with projection), folders."""
+    root = tmp_path_factory.mktemp("towers")
+    torch.manual_seed(0)
+    CLIPVisionModel(CLIPVisionConfig(**TOWER)).save_pretrained(root / "patches")
+    CLIPVisionModelWithProjection(CLIPVisionConfig(**TOWER)).save_pretrained(root / "projected")
+    return root / "patches", root / "projected"
 
 
 @pytest.fixture(scope="session")
@@ -52,9 +70,31 @@ def door(tiny_folder, references, tmp_path):
     return run
 
 
+class StopAt(L.Callback):
+    def __init__(self, step):
+        self.step = step
+
+    def on_train_batch_end(self, trainer, *_):
+        trainer.should_stop = trainer.global_step == self.step
+
+
+@pytest.fixture
+def stopped_at(monkeypatch):
+    """Within `with stopped_at(step):` runs stop cleanly behind that step."""
+    real = run_module.make_trainer
+
+    @contextmanager
+    def within(step):
+        with monkeypatch.context() as patch:
+            patch.setattr(run_module, "make_trainer", lambda *given: real(*given[:-1], [*given[-1], StopAt(step)]))
+            yield
+
+    return within
+
+
 @pytest.fixture
 def fit(door, fresh, monkeypatch):
     """As `door`, but the backbone is not read from disk each time."""
-    monkeypatch.setattr(method_setup, "make_backbone", lambda config: fresh())
+    monkeypatch.setattr(method_setup, "make_backbone", lambda config, whole: fresh())
     monkeypatch.setattr(method_setup, "PRIOR_STEPS", 2)
     return door

@@ -3,19 +3,24 @@
 import inspect
 import shutil
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from escdiff.cli import compose, infer, keys, train
+from escdiff.cli import infer, train
 from escdiff.concept import Concept
-from escdiff.errors import UserError
-from escdiff.methods.make import find_method, make_method
+from escdiff.methods.build import find_method, make_method
 from escdiff.methods.xti import XTI
+from escdiff.support.config import compose as compose_module
+from escdiff.support.config.compose import compose
+from escdiff.support.config.folder import configs_folder
+from escdiff.support.errors import UserError
+from escdiff.training.method import setup
 
-NAMES = sorted(path.stem for path in (compose.configs_folder() / "method").glob("*.yaml"))
+NAMES = sorted(path.stem for path in (configs_folder() / "method").glob("*.yaml"))
 NEW = '''
 """A method that somebody adds."""
 
@@ -39,14 +44,13 @@ class Halves(Method):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_every_method_composes_and_its_keys_are_its_class_arguments(name):
-    config = compose.compose("train", [f"method={name}", "data.references=x"], train.TEXTS)
-    keys.check_keys("train", config, [f"method={name}"])
-    assert config["recipe"] == "method" and config["run_id"] == name
-    settings = config["method"]
+    config = compose("train", [f"method={name}", "data.references=x"])
+    assert config.recipe == "method" and config.run_id == name
+    settings = config.method
     kind = find_method(settings.pop("_target_"))
     signature = inspect.signature(kind.__init__).parameters
     assert set(settings) == set(signature) - {"self", "backbone"}
-    text = (compose.configs_folder() / "method" / f"{name}.yaml").read_text()
+    text = (configs_folder() / "method" / f"{name}.yaml").read_text(encoding="utf-8")
     assert f"python train.py method={name}" in text
     source = inspect.getsource(sys.modules[kind.__module__])
     assert len(source.splitlines()) <= 150
@@ -57,15 +61,15 @@ def test_a_new_method_is_one_file_and_one_yaml(door, monkeypatch, tmp_path, tiny
     import escdiff.methods
 
     (tmp_path / "rooms").mkdir()
-    (tmp_path / "rooms" / "halves.py").write_text(NEW)
-    shutil.copytree(compose.configs_folder(), tmp_path / "configs")
+    (tmp_path / "rooms" / "halves.py").write_text(NEW, encoding="utf-8")
+    shutil.copytree(configs_folder(), tmp_path / "configs")
     (tmp_path / "configs" / "method" / "halves.yaml").write_text(
         "# @package _global_\nrecipe: method\nrun_id: halves\noptim: {ema: 0, warmup: 0}\n"
-        "method: {_target_: escdiff.methods.halves.Halves, init: mug}\n"
+        "method: {_target_: escdiff.methods.halves.Halves, init: mug}\n",
+        encoding="utf-8",
     )
     monkeypatch.setattr(escdiff.methods, "__path__", [*escdiff.methods.__path__, str(tmp_path / "rooms")])
-    for room in (compose, keys):
-        monkeypatch.setattr(room, "configs_folder", lambda: tmp_path / "configs")
+    monkeypatch.setattr(compose_module, "configs_folder", lambda: tmp_path / "configs")
     try:
         concept = Concept.load(door("halves", "method.init=dog") / "export" / "concept.safetensors")
     finally:
@@ -77,7 +81,7 @@ def test_a_new_method_is_one_file_and_one_yaml(door, monkeypatch, tmp_path, tiny
 
 def paint(tiny_folder, tmp_path, *arguments):
     common = [f"backbone.name={tiny_folder}", "steps=1", "num_images=1", f"out={tmp_path / 'pictures'}"]
-    return infer.run(compose.compose("infer", [*common, *arguments], infer.TEXTS))
+    return infer.run(compose("infer", [*common, *arguments]))
 
 
 def pixels(folder):
@@ -111,10 +115,10 @@ def test_infer_mixes_two_concept_files(tiny_backbone, tiny_folder, tmp_path):
         files.append(tmp_path / f"{'ab'[seed]}.safetensors")
         method.concept().save(files[-1])
     given = [f"shape={files[0]}", f"appearance={files[1]}", "prompt=a <concept>"]
-    a, b = (Concept.load(file).vectors["concept"] for file in files)
+    a, b = (Concept.load(file).vectors["concept"].half().float() for file in files)  # as infer.py writes them
     kept = Concept.load(paint(tiny_folder, tmp_path, *given) / "a-b.safetensors").vectors["concept"]
     assert torch.equal(kept[4:9], a[4:9]) and torch.equal(kept[:4], b[:4])
-    slid = Concept.load(paint(tiny_folder, tmp_path, *given, "mix=1.0") / "a-b.safetensors")
+    slid = Concept.load(paint(tiny_folder, tmp_path, *given, "mix=1.0") / "a-b-2.safetensors")
     assert torch.equal(slid.vectors["concept"], a)
     part = paint(tiny_folder, tmp_path, f"concept={files[0]}", "prompt=a red <shape>")
     assert Concept.load(part / "a.safetensors").attributes == ("shape", "appearance", "concept")
@@ -143,7 +147,7 @@ def test_infer_mixes_two_concept_files(tiny_backbone, tiny_folder, tmp_path):
 )
 def test_refused_in_one_sentence(fit, references, tmp_path, arguments, source, words):
     (tmp_path / "no_pictures").mkdir()
-    (tmp_path / "no_pictures" / "note.txt").write_text("not a picture")
+    (tmp_path / "no_pictures" / "note.txt").write_text("not a picture", encoding="utf-8")
     (tmp_path / "many").mkdir()
     for i in range(6):
         shutil.copy(references / "a.png", tmp_path / "many" / f"{i}.png")
@@ -168,9 +172,7 @@ def test_a_run_folder_belongs_to_its_references(fit, references):
         fit("ti", steps=2, source=references / "a.png")
     names = []
     for source in ("x/mug.png", "y/mug.png"):
-        values = compose.compose("train", ["method=ti", f"data.references={source}"], train.TEXTS)
-        train.name_run(values, [])
-        names.append(values["run_dir"])
+        names.append(train.compose_named(["method=ti", f"data.references={source}"]).run_dir)
     assert names[0] != names[1] and all("ti-mug-" in name for name in names)
 
 
@@ -192,3 +194,11 @@ def test_a_concept_for_another_backbone_is_refused(fit, tiny_folder, tmp_path):
 def test_only_methods_can_be_named(tiny_backbone):
     with pytest.raises(UserError, match="is no method"):
         make_method({"_target_": "escdiff.methods.base.placeholder"}, tiny_backbone)
+
+
+def test_references_are_read_at_the_size_that_is_asked_for(tiny_folder, references):
+    """`data.size` was ignored: the U-Net's own size was taken."""
+    config = compose("train", ["method=xti", f"backbone.name={tiny_folder}", f"data.references={references}"])
+    for size in (32, 48):
+        data = setup.build(replace(config, data=replace(config.data, size=size))).data
+        assert data.pixels.shape[2:] == (size, size) and data.moments.shape[3] == size // 8

@@ -5,32 +5,20 @@ import pytest
 import torch
 from diffusers import StableDiffusionPipeline
 from method_step import step_of
-from transformers import CLIPImageProcessor, CLIPVisionConfig, CLIPVisionModel, CLIPVisionModelWithProjection
+from transformers import CLIPImageProcessor, CLIPVisionModelWithProjection
 
-from data_prep.still_life import StillLifeOptions, make_still_life
+import escdiff
+from escdiff.backbone.adapters import applied
 from escdiff.concept import Concept
-from escdiff.data.images import to_pil
-from escdiff.errors import UserError
+from escdiff.data.pictures import to_pil
 from escdiff.methods.e4t import E4T
 from escdiff.methods.elite import ELITE
+from escdiff.methods.encoder_method import _replace, foreground, pooled
 from escdiff.methods.ip_adapter import IPAdapter
-from escdiff.methods.learned import _replace, foreground, pooled
-from escdiff.methods.weights import applied
-from escdiff.pipeline import generate
-from escdiff.training.references import References
-
-TOWER = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 4, "num_attention_heads": 2,
-         "image_size": 32, "patch_size": 8, "projection_dim": 12}  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def towers(tmp_path_factory):
-    """(patch tower, tower with projection), folders."""
-    root = tmp_path_factory.mktemp("towers")
-    torch.manual_seed(0)
-    CLIPVisionModel(CLIPVisionConfig(**TOWER)).save_pretrained(root / "patches")
-    CLIPVisionModelWithProjection(CLIPVisionConfig(**TOWER)).save_pretrained(root / "projected")
-    return root / "patches", root / "projected"
+from escdiff.mini.data.still_life import StillLifeOptions, make_still_life
+from escdiff.pipelines.generate import generate
+from escdiff.support.errors import UserError
+from escdiff.training.method.references import References
 
 
 @pytest.fixture(scope="module")
@@ -87,12 +75,60 @@ def test_ip_adapter_is_diffusers_own_pipeline(make, fresh, tiny_folder, towers, 
     assert not np.array_equal(np.asarray(plain), np.asarray(expected))
 
 
+@pytest.mark.parametrize("name", ["ip_adapter", "elite", "e4t"])
+def test_concepts_with_weights_paint_in_stock_pipelines_and_leave_no_trace(make, fresh, references, tmp_path, name):
+    """Their pictures are those of our own way to paint; a prompt without the picture is stock beside one with it."""
+    method = make(name)
+    for parameter in method.kept:
+        torch.nn.init.normal_(parameter, std=0.3)
+    method.start(References.read(references / "a.png", 128).pixels)
+    method.export(tmp_path)
+    concept, prompt = Concept.load(tmp_path / "concept.safetensors"), "a photo of a <concept>"
+    ours = fresh()
+    with applied(ours, [concept], [tmp_path]):
+        expected = generate(ours, [prompt], concept, steps=2, guidance=4.0, seeds=[3])[0]
+    backbone = fresh()
+    pipeline, before = backbone.pipeline(), dict(backbone.unet.state_dict())
+    processors = dict(backbone.unet.attn_processors)
+    pipeline.set_progress_bar_config(disable=True)
+
+    def paint(*prompts):
+        seeds = [torch.Generator().manual_seed(3) for _ in prompts]
+        arguments = {"num_inference_steps": 2, "guidance_scale": 4.0, "generator": seeds}
+        return [np.asarray(picture, int) for picture in pipeline(list(prompts), **arguments).images]
+
+    stock = paint("a mug")[0]
+    with pytest.raises(UserError, match="folder="):
+        escdiff.load_concept(pipeline, concept)
+    escdiff.load_concept(pipeline, tmp_path / "concept.safetensors")
+    assert np.array_equal(paint(prompt)[0], np.asarray(expected))
+    both = paint(prompt, "a mug")  # a batch rounds otherwise
+    assert np.abs(both[0] - np.asarray(expected)).max() <= 1
+    if name == "ip_adapter":
+        assert np.array_equal(paint("a mug")[0], stock) and np.abs(both[1] - stock).max() <= 1
+    escdiff.unload_concept(pipeline)
+    after = backbone.unet.state_dict()
+    assert list(after) == list(before) and all(torch.equal(after[key], before[key]) for key in before)
+    assert backbone.unet.attn_processors == processors and np.array_equal(paint("a mug")[0], stock)
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in backbone.unet.modules())
+
+
+@pytest.mark.parametrize("name", ["ip_adapter", "elite", "e4t"])
+def test_a_method_takes_out_of_the_backbone_what_it_put_there(make, backbone, name):
+    before, processors = list(backbone.unet.state_dict()), dict(backbone.unet.attn_processors)
+    method = make(name)
+    assert list(backbone.unet.state_dict()) != before
+    method.release()
+    assert list(backbone.unet.state_dict()) == before and backbone.unet.attn_processors == processors
+
+
 def test_ip_adapter_drops_the_picture_the_text_or_both_equally_often(backbone, towers, monkeypatch):
     method = IPAdapter(backbone, str(towers[1]), drop=0.05)
     monkeypatch.setattr(method, "embed", lambda pictures: torch.ones(len(pictures), 3))
     count = 20_000
-    no_text = torch.tensor([text == "" for text in method.texts(["a <concept>"] * count)])
-    embeds = method.added({"pixels": torch.empty(count)})["added_cond_kwargs"]["image_embeds"][0]
+    texts = method.texts(["a <concept>"] * count)
+    no_text = torch.tensor([text == "" for text in texts])
+    embeds = method.added({"pixels": torch.empty(count), "texts": texts})["added_cond_kwargs"]["image_embeds"][0]
     no_picture = embeds[:, 0, 0] == 0
     for dropped in (no_text & ~no_picture, no_picture & ~no_text, no_text & no_picture):
         assert abs(dropped.float().mean() - 0.05) < 0.008  # five standard deviations

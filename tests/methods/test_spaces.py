@@ -4,14 +4,15 @@ import pytest
 import torch
 from method_step import step_of
 
+from escdiff.backbone.unet_feed import condition
 from escdiff.concept import Concept
 from escdiff.conditioning.grid import expand
-from escdiff.errors import UserError
 from escdiff.methods.matte import MATTE
 from escdiff.methods.neti import NeTI
 from escdiff.methods.prospect import ProSpect
 from escdiff.methods.xti import XTI
-from escdiff.training.method_module import MethodModule, condition
+from escdiff.support.errors import UserError
+from escdiff.training.method.module import MethodModule
 
 
 def test_matte_with_one_group_and_one_stage_is_xti(backbone, references):
@@ -61,7 +62,7 @@ def test_prospect_selects_every_samples_stage(backbone, network, vectors):
     assert len(found.flatten(3)[0, 0].unique(dim=0)) == 10
     stage = torch.tensor([9, 0, 4, 4])
     texts = ["a <concept>", "a <concept>", "one <concept>", "a plain thing"]
-    got = condition(backbone.prompts, texts, {"concept": found}, stage)
+    got = condition(backbone.prompts, texts, {"<concept>": found}, stage)
     whole = expand(backbone.prompts.encode(texts, {"<concept>": found.expand(4, -1, -1, -1, -1)}), 1, 10)
     for row, s in enumerate(stage):
         assert torch.allclose(got[row], whole[row, :, s], atol=1e-5)
@@ -80,8 +81,9 @@ def test_a_batch_of_four_equals_one_by_one(backbone):
     def error(rows):
         t, x, e = timesteps[rows], latents[rows], noise[rows]
         texts = ["a <concept>"] * len(rows)
-        grid = condition(backbone.prompts, texts, method.vectors({}), method.space.stage_of(t))
-        output = backbone.predict(backbone.add_noise(x, e, t), t, module._feed.load(grid))
+        vectors = {"<concept>": method.vectors({})["concept"]}
+        grid = condition(backbone.prompts, texts, vectors, method.space.stage_of(t))
+        output = backbone.predict(backbone.add_noise(x, e, t), t, module._feed.layers.load(grid))
         return (output - e).square().mean()
 
     alone = torch.stack([error([i]) for i in range(4)]).mean()
@@ -91,7 +93,7 @@ def test_a_batch_of_four_equals_one_by_one(backbone):
 
 def test_stages_are_each_samples_own_or_shared(backbone):
     torch.manual_seed(0)
-    own, shared = (MethodModule(m, 1e-3, 10).draw(64) for m in (ProSpect(backbone), NeTI(backbone)))
+    own, shared = (MethodModule(m, 1e-3, 10).draw(64, 0.0) for m in (ProSpect(backbone), NeTI(backbone)))
     assert own[1].unique().numel() > 5 and shared[1].unique().numel() == 1
     for timesteps, stage in (own, shared):
         assert torch.equal(ProSpect(backbone).space.stage_of(timesteps), stage)

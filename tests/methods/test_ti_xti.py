@@ -7,11 +7,11 @@ import torch
 from method_step import step_of
 from safetensors.torch import load_file
 
-from escdiff import losses
 from escdiff.concept import Concept
+from escdiff.methods import losses
 from escdiff.methods.ti import TI
 from escdiff.methods.xti import XTI
-from escdiff.training import run
+from escdiff.training.loop import run
 
 
 def test_tied_xti_is_ti_gradient_by_gradient(backbone, references):
@@ -69,21 +69,11 @@ def test_frozen_weights_stay_out_and_frozen(fit, backbone, references):
     assert set(saved["state_dict"]) == {"method.table"}
 
 
-class StopAt(run.L.Callback):
-    def __init__(self, step):
-        self.step = step
-
-    def on_train_batch_end(self, trainer, *_):
-        trainer.should_stop = trainer.global_step == self.step
-
-
-def test_a_stopped_run_goes_on_exactly(fit, monkeypatch):
+def test_a_stopped_run_goes_on_exactly(fit, stopped_at):
     straight = load_file(fit("xti", steps=4) / "export" / "concept.safetensors")
-    real = run.make_trainer
-    monkeypatch.setattr(run, "make_trainer", lambda c, f, a, e=(): real(c, f, a, [*e, StopAt(2)]))
-    stopped = fit("xti", steps=4, folder="parts")
-    assert json.loads((stopped / "manifest.json").read_text())["status"] == "stopped"
-    monkeypatch.setattr(run, "make_trainer", real)
+    with stopped_at(2):
+        stopped = fit("xti", steps=4, folder="parts")
+    assert json.loads((stopped / "manifest.json").read_text(encoding="utf-8"))["status"] == "stopped"
     parts = load_file(fit("xti", steps=4, folder="parts") / "export" / "concept.safetensors")
     assert all(torch.equal(parts[key], value) for key, value in straight.items())
 

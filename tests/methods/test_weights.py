@@ -1,20 +1,20 @@
 """Methods that change weights: they start as no change, leave the U-Net as it was, and come back from their folder."""
 
 import json
-from types import SimpleNamespace
 
 import pytest
 import torch
 from method_step import step_of
 
+from escdiff.backbone.adapters import applied
 from escdiff.concept import Concept
-from escdiff.errors import UserError
-from escdiff.methods.custom_diffusion import CustomDiffusion, changes_of, merge, merge_adapters
+from escdiff.conditioning.acting import current_masks
+from escdiff.methods.custom_diffusion import CustomDiffusion, changes_of, merge
 from escdiff.methods.dreambooth import DreamBooth
 from escdiff.methods.escdiff_tuned import ESCDiffTuned
-from escdiff.methods.weights import applied
-from escdiff.training import method_setup
-from escdiff.training.method_setup import make_prior
+from escdiff.support.errors import UserError
+from escdiff.training.method import setup as method_setup
+from escdiff.training.method.setup import make_prior
 
 
 def output(backbone, seed=0):
@@ -47,14 +47,13 @@ def test_the_rare_word_stands_before_the_class(backbone):
     assert torch.equal(custom.concept().vectors["concept"][0, 0, 1], backbone.prompts.word_embedding("mug")[0])
 
 
-def test_the_prior_is_the_untouched_backbones_and_weighs_as_said(backbone, references, monkeypatch):
+def test_the_prior_is_the_untouched_backbones_and_weighs_as_said(backbone, references, monkeypatch, tmp_path):
     monkeypatch.setattr(method_setup, "PRIOR_STEPS", 2)
-    config = SimpleNamespace(seed=0, method=SimpleNamespace(prior_count=2, prior_weight=0.5), data=SimpleNamespace())
-    assert make_prior(config, DreamBooth(backbone, prior_weight=0.0)) is None
-    method = CustomDiffusion(backbone)
-    prior = make_prior(config, method)
+    assert make_prior(DreamBooth(backbone, prior_weight=0.0), 0, 128, tmp_path) is None
+    method = CustomDiffusion(backbone, prior_count=2, prior_weight=0.5)
+    prior = make_prior(method, 0, 128, tmp_path)
     assert prior.moments.shape == (2, 16, 16, 16) and prior.prompts == ["a photo of a object"] * 2
-    from escdiff.training.references import ReferenceData, References
+    from escdiff.training.method.references import ReferenceData, References
 
     batch = ReferenceData(method, References.read(references, 128), 3, 0, prior=prior).batch(0)
     assert batch["latent"].shape[0] == 6 and batch["weight"].tolist() == [2.0] * 3 + [1.0] * 3
@@ -63,6 +62,25 @@ def test_the_prior_is_the_untouched_backbones_and_weighs_as_said(backbone, refer
     found = method.losses(pred, target, {}, batch)["denoising"]
     error = (pred - target).square().mean((1, 2, 3))
     assert torch.allclose(found, error[:3].mean() + 0.5 * error[3:].mean())
+
+
+def test_a_resumed_run_reads_the_prior_that_it_has_painted(backbone, monkeypatch, tmp_path):
+    monkeypatch.setattr(method_setup, "PRIOR_STEPS", 2)
+    painted = []
+
+    def generate(*args, **kwargs):
+        painted.append(kwargs["seeds"])
+        return original(*args, **kwargs)
+
+    original = method_setup.generate
+    monkeypatch.setattr(method_setup, "generate", generate)
+    method = DreamBooth(backbone, prior_count=2)
+    first, again = (make_prior(method, 0, 128, tmp_path) for _ in range(2))
+    assert len(painted) == 1 and torch.equal(first.moments, again.moments) and first.prompts == again.prompts
+    other = make_prior(method, 5, 128, tmp_path)  # the same folder, another run
+    assert painted == [[0, 1], [5, 6]] and not torch.equal(other.moments, first.moments)
+    (tmp_path / method_setup.PRIOR_FILE).write_bytes(b"damaged")
+    assert torch.equal(make_prior(method, 0, 128, tmp_path).moments, first.moments) and len(painted) == 3
 
 
 @pytest.mark.parametrize("name", ["dreambooth", "custom_diffusion"])
@@ -79,7 +97,7 @@ def test_adapter_folder_round_trip(fit, backbone, name):
     saved = torch.load(next((folder.parent / "checkpoints").glob("*.ckpt")), weights_only=True)
     expected = {"method.modifier"} if name == "custom_diffusion" else set()
     assert {key for key in saved["state_dict"] if "kept" not in key} == expected
-    assert json.loads((folder.parent / "manifest.json").read_text())["status"] == "finished"
+    assert json.loads((folder.parent / "manifest.json").read_text(encoding="utf-8"))["status"] == "finished"
 
 
 def test_an_adapter_that_is_gone_or_for_another_unet_is_refused(fit, backbone, tmp_path):
@@ -99,7 +117,7 @@ def test_an_adapter_that_is_gone_or_for_another_unet_is_refused(fit, backbone, t
         pass
 
 
-def test_merged_weights_keep_each_concepts_words_and_ordinary_captions(backbone):
+def test_merged_weights_keep_each_concepts_words_and_ordinary_captions():
     torch.manual_seed(0)
     weight, changes = torch.randn(12, 32), [0.3 * torch.randn(12, 32) for _ in range(2)]
     targets = [torch.randn(2, 32), torch.randn(3, 32)]
@@ -109,13 +127,8 @@ def test_merged_weights_keep_each_concepts_words_and_ordinary_captions(backbone)
         assert torch.allclose(target @ merged.T, target @ (weight + change).T, atol=1e-3)
     added = weight + sum(changes)
     assert (regular @ (merged - weight).T).norm() < 0.7 * (regular @ (added - weight).T).norm()
-    name = "mid_block.attentions.0.transformer_blocks.0.attn2.to_k"
-    module = backbone.unet.get_submodule(name)
-    state = {f"{name}.lora_A.weight": torch.randn(2, 32), f"{name}.lora_B.weight": torch.randn(len(module.weight), 2)}
-    found = merge_adapters(backbone, [changes_of(state)], targets[:1], regular)
-    assert torch.allclose(
-        targets[0] @ found[name].T, targets[0] @ (module.weight + changes_of(state)[name]).T, atol=1e-3
-    )
+    state = {"k.lora_A.weight": torch.tensor([[1.0, 2.0]]), "k.lora_B.weight": torch.tensor([[3.0], [0.0], [-1.0]])}
+    assert changes_of(state)["k"].tolist() == [[3, 6], [0, 0], [-1, -2]]
 
 
 @pytest.fixture(scope="module")
@@ -137,7 +150,7 @@ def encoder(tmp_path_factory, tiny_backbone):
 
 
 def test_tuning_starts_from_the_encoders_prediction(fit, encoder, backbone, references):
-    from escdiff.data.images import open_image, to_pixels
+    from escdiff.data.pictures import open_image, to_pixels
     from escdiff.encoder import ConceptEncoder
 
     source = references / "a.png"
@@ -154,26 +167,24 @@ def test_tuning_starts_from_the_encoders_prediction(fit, encoder, backbone, refe
         assert not torch.equal(concepts[2].vectors[attribute], expected.vectors[attribute])
 
 
-def test_tuning_goes_on_behind_the_text_encoder_and_at_the_branches_own_tokens(fresh, encoder, tmp_path, references):
+def test_tuning_goes_on_at_the_branches_own_tokens(fresh, encoder, tmp_path, references):
     from dataclasses import replace
 
+    from escdiff.backbone.branches import add_branches
     from escdiff.encoder import ConceptEncoder
-    from escdiff.encoder.branches import add_branches
 
     backbone, reader = fresh(), ConceptEncoder.from_pretrained(encoder)
-    reader.config = replace(reader.config, placement="states", branches="routed", branch_rank=2)
+    reader.config = replace(reader.config, branches="routed", branch_rank=2)
     add_branches(backbone.unet, 2)
     reader.save_pretrained(tmp_path, backbone.unet)
     tuned = ESCDiffTuned(fresh(), str(tmp_path))
     seen = []
     layer = tuned.backbone.unet.mid_block.attentions[0].transformer_blocks[0].attn2.to_k
-    hook = layer.register_forward_hook(lambda *_: seen.append(dict(tuned.backbone.unet.routing.masks)))
+    hook = layer.register_forward_hook(lambda *_: seen.append(current_masks()))
     step_of(tuned, references)
     hook.remove()
-    assert {name: mask.sum(1).tolist() for name, mask in seen[0].items()} == {"shape": [2, 2], "appearance": [6, 6]}
+    assert seen[0].sum(2).tolist() == [[2, 6], [2, 6]]  # shape, appearance
     assert all(residual.grad.abs().sum() > 0 for residual in tuned.residuals.values())
-    concept = tuned.concept()
-    assert concept.placement == "states" and concept.placeholders()["<shape>"].ndim == 6
 
 
 def test_the_tuned_residual_can_be_held_back(backbone, encoder, references):

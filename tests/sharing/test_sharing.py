@@ -1,82 +1,35 @@
 """Concepts in other programs' layouts, in galleries and on the hub (without the hub: what would be sent)."""
 
-import copy
+import base64
+import io
 from dataclasses import replace
 from types import SimpleNamespace
 
 import huggingface_hub
 import pytest
-import tiny
 import torch
-from safetensors.torch import load_file, save_file
-from test_concept import assert_same
-from test_pipeline import make_concept
+from painting import make_concept
+from PIL import Image
+from safetensors import safe_open
+from safetensors.torch import load_file
 
-from escdiff.concept import Concept
-from escdiff.errors import UserError
+from escdiff.sharing import __main__ as door
+from escdiff.sharing import gallery
 from escdiff.sharing.gallery import make_gallery
-from escdiff.sharing.hub import push_to_hub
-from escdiff.sharing.layouts import (
-    PER_BLOCK,
-    export_p_plus,
-    export_textual_inversion,
-    import_p_plus,
-)
+from escdiff.sharing.hub import concept_card, push_to_hub
+from escdiff.support.errors import UserError
 
 
-def test_p_plus_round_trip(tiny_backbone, tmp_path):
-    concept = make_concept(tiny_backbone)
-    export_p_plus(concept, tmp_path / "p.safetensors", "shape", "<mug>")
-    assert sorted(load_file(tmp_path / "p.safetensors")) == sorted(f"<mug>-{i}" for i in range(16))
-    again = import_p_plus(tmp_path / "p.safetensors", tiny_backbone, "shape")
-    assert torch.equal(again.vectors["shape"], concept.vectors["shape"]) and again.space == concept.space
-    assert torch.equal(again.anchors["shape"], concept.anchors["shape"])
-    with pytest.raises(UserError, match="1 layer cells x 1 stages; expected 16 x 1"):
-        export_p_plus(make_concept(tiny_backbone, layers="tied"), tmp_path / "p.safetensors", "shape")
-    with pytest.raises(UserError, match="behind the text encoder"):
-        export_p_plus(replace(concept, placement="states"), tmp_path / "p.safetensors", "shape")
-
-
-def test_a_file_of_the_port_that_counted_blocks(tiny_backbone, tmp_path):
-    tokens = {f"<cat>-{i}": torch.full((32,), float(i)) for i in range(16)}
-    torch.save(tokens, tmp_path / "learned_embeds.bin")
-    with pytest.raises(UserError, match="is a pickle"):
-        import_p_plus(tmp_path / "learned_embeds.bin", tiny_backbone)
-    concept = import_p_plus(tmp_path / "learned_embeds.bin", tiny_backbone, per_block=True, trust_pickle=True)
-    assert concept.vectors["concept"][:, 0, 0, 0].tolist() == list(PER_BLOCK)
-    # The tokens follow the blocks of the U-Net: two layers each on the way down, the middle, three on the way up.
-    blocks = [name.split(".attentions")[0] for name in tiny_backbone.p_plus().layer_names]
-    assert [sorted(set(blocks), key=blocks.index).index(block) for block in blocks] == list(PER_BLOCK)
-
-
-@pytest.mark.parametrize(("tensors", "words"), [
-    ({"<a>-0": torch.zeros(32)}, "expected TOKEN-0 to TOKEN-15"),
-    ({f"<a>-{i}": torch.zeros(31) for i in range(16)}, "expected width 32"),
-])  # fmt: skip
-def test_other_files_are_refused(tensors, words, tiny_backbone, tmp_path):
-    save_file(tensors, tmp_path / "x.safetensors")
-    with pytest.raises(UserError, match=words):
-        import_p_plus(tmp_path / "x.safetensors", tiny_backbone)
-    (tmp_path / "y.safetensors").write_bytes(b"no")
-    for name in ("y.safetensors", "absent.safetensors"):
-        with pytest.raises(UserError):
-            import_p_plus(tmp_path / name, tiny_backbone)
-
-
-def test_textual_inversion_for_sdxl_is_read_by_diffusers(tmp_path):
-    backbone = tiny.make_sdxl()
-    concept = make_concept(backbone, layers="tied")
-    export_textual_inversion(concept, tmp_path / "ti.safetensors", "shape", widths=(32, 48))
-    state, pipeline = load_file(tmp_path / "ti.safetensors"), copy.deepcopy(backbone).pipeline()
-    for key, suffix in (("clip_l", ""), ("clip_g", "_2")):
-        encoder, tokenizer = (getattr(pipeline, part + suffix) for part in ("text_encoder", "tokenizer"))
-        pipeline.load_textual_inversion(state[key], token="<mug>", text_encoder=encoder, tokenizer=tokenizer)
-        ids = tokenizer(pipeline.maybe_convert_prompt("<mug>", tokenizer)).input_ids[1:-1]
-        rows = encoder.get_input_embeddings().weight[ids]
-        whole = concept.vectors["shape"][0, 0]
-        assert torch.equal(rows, whole[:, :32] if key == "clip_l" else whole[:, 32:])
-    with pytest.raises(UserError, match="expected those of two encoders"):
-        export_textual_inversion(concept, tmp_path / "ti.safetensors", "shape", widths=(32, 32))
+def assert_copied_with_preview(source, copy):
+    """Every tensor and every key of the metadata are as they were; a small picture is added."""
+    with safe_open(source, "pt") as a, safe_open(copy, "pt") as b:
+        metadata = b.metadata()
+        shown = metadata.pop("modelspec.thumbnail")
+        assert a.metadata() == metadata and set(a.keys()) == set(b.keys())
+        assert all(torch.equal(a.get_tensor(key), b.get_tensor(key)) for key in set(a.keys()))
+    head, _, data = shown.partition(",")
+    with Image.open(io.BytesIO(base64.b64decode(data))) as picture:
+        assert head == "data:image/jpeg;base64" and max(picture.size) <= 256 and picture.format == "JPEG"
 
 
 def test_a_gallery(tiny_backbone, tmp_path):
@@ -87,12 +40,28 @@ def test_a_gallery(tiny_backbone, tmp_path):
     make_gallery(files, tiny_backbone, out, scenes=("a {}", "a red {}"), steps=1)
     assert {p.name for p in out.iterdir()} == {
         "mug.safetensors", "mug.png", "dog.safetensors", "dog.png", "gallery.png", "README.md"}  # fmt: skip
-    assert_same(Concept.load(out / "mug.safetensors"), Concept.load(files[0]))
-    card = (out / "README.md").read_text()
-    assert "base_model: tiny" in card and "![dog](dog.png)" in card and "escdiff.load_concept" in card
+    assert_copied_with_preview(files[0], out / "mug.safetensors")
+    card = huggingface_hub.ModelCard.load(out / "README.md")
+    assert card.data.library_name == "escdiff" and card.data.pipeline_tag == "text-to-image"
+    assert card.data.base_model is None  # "tiny" is no model on the hub, which would refuse the card
+    assert "layers of tiny" in card.text and "![dog](dog.png)" in card.text and "escdiff.load_concept" in card.text
     stamp = (out / "mug.png").stat().st_mtime_ns
     make_gallery(files, tiny_backbone, out, scenes=("a {}", "a red {}"), steps=1)
     assert (out / "mug.png").stat().st_mtime_ns == stamp
+
+
+@pytest.mark.parametrize(("given", "expected"), [
+    (["CC0-1.0"], {"license": "cc0-1.0"}), (["", "CC0-1.0"], {"license": "cc0-1.0"}), ([""], {}),
+    (["my own"], {"license": "other", "license_name": "my own"}),
+    (["CC0-1.0", "MIT"], {"license": "other", "license_name": "CC0-1.0; MIT"}),
+])  # fmt: skip
+def test_the_cards_base_model_licence_and_branches(given, expected, tiny_backbone):
+    concepts = {str(i): replace(make_concept(tiny_backbone), license=name) for i, name in enumerate(given)}
+    concepts["0"] = replace(concepts["0"], base_model="someone/tiny", branches={"encoder": "me/enc", "hash": "0"})
+    card = huggingface_hub.ModelCard(concept_card(concepts))
+    found = {key: value for key, value in card.data.to_dict().items() if key.startswith("license")}
+    assert found == expected and card.data.base_model == "someone/tiny"
+    assert 'load_branches(pipe, "me/enc")' in card.text
 
 
 def test_what_is_pushed(tiny_backbone, tmp_path, monkeypatch):
@@ -108,9 +77,35 @@ def test_what_is_pushed(tiny_backbone, tmp_path, monkeypatch):
     monkeypatch.setattr(huggingface_hub.HfApi, "upload_folder", upload)
     assert push_to_hub(tmp_path / "mug.safetensors", "me/mug") == "https://hub/x"
     assert sent["mug.safetensors"] == (tmp_path / "mug.safetensors").read_bytes()
-    assert b'hf_hub_download("me/mug", "mug.safetensors")' in sent["README.md"]
+    assert b'load_concept(pipe, "me/mug/mug")' in sent["README.md"]
+    Image.new("RGB", (600, 300)).save(tmp_path / "mug.png")
+    push_to_hub(tmp_path / "mug.safetensors", "me/mug")
+    (tmp_path / "sent.safetensors").write_bytes(sent["mug.safetensors"])
+    assert_copied_with_preview(tmp_path / "mug.safetensors", tmp_path / "sent.safetensors")
     (tmp_path / "bad.bin").write_bytes(b"")
     with pytest.raises(UserError, match="pickle bad.bin"):
         push_to_hub(tmp_path, "me/mug")
     with pytest.raises(UserError, match="nothing at"):
         push_to_hub(tmp_path / "no", "me/mug")
+
+
+def test_files_go_into_folders_that_are_not_there_yet(tiny_backbone, tmp_path):
+    make_concept(tiny_backbone).save(tmp_path / "mug.safetensors")
+    out = tmp_path / "new" / "er" / "mug.safetensors"
+    door.export(tmp_path / "mug.safetensors", out, attribute="shape", layout="p+", token="<mug>")
+    assert len(load_file(out)) == 16
+    with pytest.raises(UserError, match="folder cannot be made"):
+        door.export(tmp_path / "mug.safetensors", tmp_path / "mug.safetensors" / "x", layout="p+")
+
+
+def test_the_gallerys_door_has_a_device_a_precision_and_the_backbones_own_guidance(
+    tiny_backbone, tiny_folder, tmp_path, monkeypatch
+):
+    make_concept(tiny_backbone).save(tmp_path / "mug.safetensors")
+    seen = {}
+    monkeypatch.setattr(gallery, "generate", lambda backbone, prompts, *_, **options: seen.update(
+        options, dtype=backbone.dtype) or [Image.new("RGB", (8, 8))] * len(prompts))  # fmt: skip
+    door.gallery([tmp_path / "mug.safetensors"], tmp_path / "new" / "g", str(tiny_folder), device="cpu",
+                 dtype="bfloat16", steps=2)  # fmt: skip
+    assert seen["guidance"] == 7.5 and seen["dtype"] == torch.bfloat16
+    assert (tmp_path / "new" / "g" / "gallery.png").is_file()

@@ -1,18 +1,22 @@
-from types import SimpleNamespace
-
 import pytest
 import toy_training
 
-from escdiff.training import run
+from escdiff.support.config.data import DataConfig
+from escdiff.support.config.train import TrainConfig
+from escdiff.support.config.trainer import OptimConfig, TrainerConfig
+from escdiff.training.loop.recipe import RECIPES
 
 
 @pytest.fixture
 def config(tmp_path, monkeypatch):
-    monkeypatch.setitem(run.RECIPES, "toy", "toy_training:build")
-    monkeypatch.setattr(run, "ensure_data", lambda config: None)
+    monkeypatch.setitem(RECIPES, "toy", "toy_training:build")
     toy_training.FINISHED.clear()
-    trainer = SimpleNamespace(max_steps=6, accelerator="cpu", devices=1, log_steps=2, save_steps=2, accumulate=1)
-    return SimpleNamespace(
-        recipe="toy", seed=3, run_dir=str(tmp_path / "run"), resume=True, break_from=99,
-        data=SimpleNamespace(batch_size=3), optim=SimpleNamespace(ema=0.9), trainer=trainer,
+    trainer = TrainerConfig(
+        max_steps=6, accelerator="cpu", devices=1, log_steps=2, save_steps=2, val_steps=0, sample_steps=0
+    )
+    config = TrainConfig(
+        recipe="toy", seed=3, run_dir=str(tmp_path / "run"), data=DataConfig(batch_size=3), optim=OptimConfig(ema=0.9),
+        trainer=trainer,
     )  # fmt: skip
+    config.break_from = 99  # the toy's
+    return config

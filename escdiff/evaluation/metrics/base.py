@@ -1,15 +1,30 @@
-"""Metrics of pictures: a value for each, and their mean."""
+"""Metrics of pictures: a value for each, and their mean.
+
+Every metric declares what pictures are held against, one of `AGAINST`, and the unit of its values, one of
+`escdiff.evaluation.report.units.UNITS`.
+"""
 
 from torch import Tensor
 from torchmetrics import Metric
 from torchmetrics.utilities import dim_zero_cat
 
+AGAINST = {  # -> arguments of `score`, for B pictures
+    "text": "pictures and their texts, which hold no placeholder",
+    "real": "pictures and the subject's N real ones",
+    "shape": "masks (H, W) of the object and of the shape's reference",
+    "appearance": "pictures, their masks, the appearance's references, their masks",
+    "set": "no `score`: `update(pictures, real)` as often as needed, and `compute()` of them all",
+}
+
 
 class PictureMetric(Metric):
     """One value per picture; `compute` is their mean, over all processes where there are several.
 
-    Subclasses write `score`, whose arguments are `update`'s.
+    Subclasses declare `against` and `unit` and write `score`, whose arguments are `update`'s.
     """
+
+    against: str
+    unit: str
 
     full_state_update = False
     is_differentiable = False

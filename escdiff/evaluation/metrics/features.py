@@ -13,10 +13,9 @@ from PIL import Image
 from torch import Tensor
 
 from escdiff.backbone import mini_folder
-from escdiff.errors import UserError
+from escdiff.data.pretrained import BUNDLED, read
 
 BATCH = 32
-BUNDLED = "mini"
 
 
 class Features(Protocol):
@@ -32,19 +31,11 @@ class _Lazy:
     def __init__(self, name: str | Path, device: str = "cpu") -> None:
         self.name, self.device = str(name), device
 
-    def _read(self, cls, **options):
-        try:
-            return cls.from_pretrained(self.name, **options)
-        except (OSError, ValueError) as error:
-            reason = str(error).strip().splitlines()[0]
-            what = f"the metric's model {self.name!r} cannot be read ({reason})"
-            raise UserError(f"{what}; give a folder or hub id of transformers, or leave the metric out") from error
-
     @cached_property
     def _prepare(self):
         from transformers import AutoImageProcessor
 
-        return self._read(AutoImageProcessor)
+        return read(AutoImageProcessor, self.name)
 
     @torch.no_grad()
     def pictures(self, pictures: Sequence[Image.Image]) -> Tensor:
@@ -74,17 +65,17 @@ class Clip(_Lazy):
     def _model(self):
         from transformers import CLIPModel
 
-        return self._read(CLIPModel, dtype=torch.float32).eval().to(self.device)
+        return read(CLIPModel, self.name, dtype=torch.float32).eval().to(self.device)
 
     @cached_property
     def _tokenizer(self):
         from transformers import AutoTokenizer
 
-        return self._given_tokenizer or self._read(AutoTokenizer)
+        return self._given_tokenizer or read(AutoTokenizer, self.name)
 
     @torch.no_grad()
     def texts(self, texts: Sequence[str]) -> Tensor:
-        """(B, D); what is beyond CLIP's 77 tokens is cut off, as everywhere."""
+        """(B, D) vectors of texts, cut at CLIP's 77 tokens."""
         most = self._model.config.text_config.max_position_embeddings
         options = {"padding": "longest", "truncation": True, "max_length": most, "return_tensors": "pt"}
         ids = self._tokenizer(list(texts), **options).input_ids.to(self.device)
@@ -101,7 +92,7 @@ class ClassToken(_Lazy):
     def _model(self):
         from transformers import AutoModel
 
-        return self._read(AutoModel, dtype=torch.float32).eval().to(self.device)
+        return read(AutoModel, self.name, dtype=torch.float32).eval().to(self.device)
 
     def _encode(self, pixels: Tensor) -> Tensor:
         return self._model(pixel_values=pixels).last_hidden_state[:, 0]
@@ -113,4 +104,4 @@ def load_clip(name: str, device: str = "cpu") -> Clip:
         return Clip(name, device=device)
     from transformers import CLIPTokenizer
 
-    return Clip(mini_folder() / "clip", CLIPTokenizer.from_pretrained(mini_folder() / "tokenizer"), device)
+    return Clip(BUNDLED, CLIPTokenizer.from_pretrained(mini_folder() / "tokenizer"), device)

@@ -7,9 +7,9 @@ from PIL import Image
 from torch import Tensor
 from torchmetrics.image.lpip import LearnedPerceptualImagePatchSimilarity
 
-from escdiff.data.images import to_pixels
-from escdiff.errors import UserError
+from escdiff.data.pictures import to_pixels
 from escdiff.evaluation.metrics.base import PictureMetric
+from escdiff.support.errors import UserError
 
 SIZE = 256  # pixels; pictures of several sizes are compared at this one
 
@@ -21,6 +21,7 @@ class Lpips(PictureMetric):
         net: alex, vgg or squeeze.
     """
 
+    against, unit = "real", "distance"
     higher_is_better = False
 
     def __init__(self, net: str = "alex", **options) -> None:
@@ -29,9 +30,9 @@ class Lpips(PictureMetric):
 
     def score(self, pictures: Sequence[Image.Image], real: Sequence[Image.Image]) -> Tensor:
         """(B,) of B pictures and N real ones."""
-        ones, others = ([to_pixels(picture, SIZE)[None] for picture in group] for group in (pictures, real))
+        painted, references = ([to_pixels(picture, SIZE)[None] for picture in group] for group in (pictures, real))
         with torch.no_grad():
-            return torch.stack([torch.stack([self.lpips(one, other) for other in others]).mean() for one in ones])
+            return torch.stack([torch.stack([self.lpips(a, b) for b in references]).mean() for a in painted])
 
 
 class DreamSim(PictureMetric):
@@ -40,6 +41,7 @@ class DreamSim(PictureMetric):
     Needs `escdiff[eval]`, and its weights from their authors at the first use.
     """
 
+    against, unit = "real", "distance"
     higher_is_better = False
 
     def __init__(self, kind: str = "ensemble", device: str = "cpu", **options) -> None:
@@ -53,6 +55,6 @@ class DreamSim(PictureMetric):
 
     def score(self, pictures: Sequence[Image.Image], real: Sequence[Image.Image]) -> Tensor:
         """(B,) of B pictures and N real ones."""
-        ones, others = ([self.prepare(picture).to(self.place) for picture in group] for group in (pictures, real))
+        painted, references = ([self.prepare(p).to(self.place) for p in group] for group in (pictures, real))
         with torch.no_grad():
-            return torch.stack([torch.stack([self.model(a, b).squeeze() for b in others]).mean() for a in ones])
+            return torch.stack([torch.stack([self.model(a, b).squeeze() for b in references]).mean() for a in painted])

@@ -13,10 +13,10 @@ from torch import Tensor, nn
 from torchmetrics import Metric
 from torchmetrics.image.kid import KernelInceptionDistance
 
-from escdiff.data.images import to_pixels
-from escdiff.errors import UserError
+from escdiff.data.pictures import to_pixels
 from escdiff.evaluation.metrics.base import PictureMetric
 from escdiff.evaluation.metrics.features import Clip, Features
+from escdiff.support.errors import UserError
 
 INCEPTION = "inception"
 SUBSET = 50  # pictures; the distance is unbiased at any size, and small sets have no thousand
@@ -24,6 +24,8 @@ SUBSET = 50  # pictures; the distance is unbiased at any size, and small sets ha
 
 class TextSimilarity(PictureMetric):
     """CLIP-T: cosine of each picture with its own text. The text must hold no placeholder."""
+
+    against, unit = "text", "cosine"
 
     def __init__(self, clip: Clip, **options) -> None:
         super().__init__(**options)
@@ -42,14 +44,16 @@ class ImageSimilarity(PictureMetric):
     All pairs, not matched ones: the mean over pictures is then the mean over all pairs of generated and real.
     """
 
+    against, unit = "real", "cosine"
+
     def __init__(self, features: Features, **options) -> None:
         super().__init__(**options)
         self.features = features
 
     def score(self, pictures: Sequence[Image.Image], real: Sequence[Image.Image]) -> Tensor:
         """(B,) of B pictures and N real ones of the same subject."""
-        one, other = (nn.functional.normalize(self.features.pictures(p), dim=-1) for p in (pictures, real))
-        return (one @ other.T).mean(1)
+        vectors, references = (nn.functional.normalize(self.features.pictures(p), dim=-1) for p in (pictures, real))
+        return (vectors @ references.T).mean(1)
 
 
 class KernelDistance(Metric):
@@ -59,6 +63,7 @@ class KernelDistance(Metric):
         features: whose vectors are compared, or "inception" for the network of the paper (needs `escdiff[eval]`).
     """
 
+    against, unit = "set", "distance"
     full_state_update = False
     higher_is_better = False
 
@@ -78,6 +83,7 @@ class KernelDistance(Metric):
             if not len(group):
                 continue
             if self.features == INCEPTION:
+                # The network's own size (Szegedy et al. 2016).
                 pixels = torch.stack([to_pixels(picture, 299) for picture in group])
                 self.kid.update(((pixels + 1) * 127.5).round().to(torch.uint8), real=is_real)
             else:
@@ -87,8 +93,10 @@ class KernelDistance(Metric):
         """Mean over 100 random subsets of at most `SUBSET` pictures, of a fixed seed."""
         counts = [sum(map(len, part)) for part in (self.kid.real_features, self.kid.fake_features)]
         self.kid.subset_size = min(SUBSET, *counts)
+        # The unbiased estimate of one picture divides by zero.
         if self.kid.subset_size < 2:
             return torch.tensor(torch.nan)
+        # torchmetrics draws from the global generator: the figure must not depend on what ran before, nor change it.
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
             return self.kid.compute()[0]

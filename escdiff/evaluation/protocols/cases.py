@@ -1,16 +1,18 @@
-"""What a protocol asks for, picture by picture."""
+"""The cases of a protocol: one request per picture."""
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 
 from escdiff.data.prompts import uses
 from escdiff.evaluation.protocols.subjects import Subject, painted, scored
 
-PROMPTS, SWAP, REAL = "prompts", "swap", "real"
+PROMPTS, SWAP, REAL, PAIR = "prompts", "swap", "real", "pair"
+FIRST, SECOND = "first", "second"  # names of a pair's placeholders
 ABOUT = {
     PROMPTS: "Every subject in every prompt.",
     SWAP: "The shape of each subject in the appearance of the next.",
     REAL: "The real pictures against the others of their subject: what a perfect copy of the subject would score.",
+    PAIR: "Two subjects in one picture.",
 }
 SWAP_PROMPT = "a photo of a <appearance> <shape>"
 
@@ -22,6 +24,7 @@ class Case:
     Attributes:
         prompt: with placeholders. text: what CLIP is asked, without.
         shape, appearance: names of the subjects that they are read from; "" where words say it.
+        first, second: names of the subjects of a pair; "" elsewhere.
     """
 
     prompt: str
@@ -29,6 +32,8 @@ class Case:
     shape: str
     appearance: str
     seed: int
+    first: str = field(default="", repr=False)  # pictures are kept by a hash of what a case shows
+    second: str = field(default="", repr=False)
 
     @property
     def whole(self) -> bool:
@@ -37,27 +42,46 @@ class Case:
 
     @property
     def subject(self) -> str:
-        return self.shape or self.appearance
+        """The subject whose references are customized; of a swap, the one that gives the shape, of a pair the first."""
+        return self.shape or self.appearance or self.first
+
+    @property
+    def names(self) -> list[str]:
+        """All subjects that it shows, each once."""
+        return list(dict.fromkeys(filter(None, (self.shape, self.appearance, self.first, self.second))))
+
+    @property
+    def swapped(self) -> bool:
+        """Whether shape and appearance are those of two subjects."""
+        return bool(self.shape and self.appearance) and self.shape != self.appearance
 
     def to_dict(self) -> dict:
-        return asdict(self)
+        """Plain values, for JSON."""
+        return {key: value for key, value in asdict(self).items() if value or key not in (FIRST, SECOND)}
 
     @classmethod
     def from_dict(cls, values: dict) -> "Case":
+        """The inverse of `to_dict`."""
         return cls(**values)
 
 
 def cases(task: str, subjects: Sequence[Subject], number: int, seeds: Sequence[int]) -> list[Case]:
-    """Of one subject; the same seeds for every prompt and subject."""
+    """The cases of one subject; the same seeds for every prompt and subject."""
     subject = subjects[number]
     if task == REAL:
         return [Case(path.name, "", subject.name, subject.name, 0) for path in subject.pictures]
     if task == SWAP:
+        if not any(uses(painted(template), "shape") for template in subject.templates):
+            return []  # a style, which has no shape
         other, text = subjects[(number + 1) % len(subjects)], scored(SWAP_PROMPT, subject.category)
         return [Case(SWAP_PROMPT, text, subject.name, other.name, seed) for seed in seeds]
-    found = []
-    for template in subject.templates:
-        prompt, text = painted(template), scored(template, subject.category)
+    drawn = []
+    for i, template in enumerate(subject.templates):
+        prompt, text = painted(template), subject.texts[i] if subject.texts else scored(template, subject.category)
+        if task == PAIR:
+            pair = {FIRST: subject.name, SECOND: subject.partner.name}
+            drawn += [Case(prompt, text, "", "", seed, **pair) for seed in seeds]
+            continue
         shape, appearance = (uses(prompt, a) * subject.name for a in ("shape", "appearance"))
-        found += [Case(prompt, text, shape, appearance, seed) for seed in seeds]
-    return found
+        drawn += [Case(prompt, text, shape, appearance, seed) for seed in seeds]
+    return drawn

@@ -1,4 +1,4 @@
-"""Values of painted cases: which metric is asked what.
+"""Values of painted cases: each metric gets the arguments of its declared `against` (`metrics.base.AGAINST`).
 
 The reference is no real picture to be near to: scores leave it out, and count it too under the name with `_all`.
 """
@@ -13,39 +13,33 @@ import torch
 from PIL import Image, ImageOps
 from torchmetrics import Metric
 
-from data_prep.dataset import LeftOut
-from data_prep.segment import load_segmenter, subject_mask
-from escdiff.data.images import open_image
-from escdiff.evaluation.copies import distance
-from escdiff.evaluation.metrics.attributes import GramDistance, LabDistance, Mask, MaskIoU, plain_mask
-from escdiff.evaluation.metrics.perceptual import DreamSim, Lpips
-from escdiff.evaluation.metrics.similarity import ImageSimilarity, TextSimilarity
-from escdiff.evaluation.models import pixels_of
+from escdiff.data.masks import load_segmenter, subject_mask
+from escdiff.data.pictures import open_image
+from escdiff.evaluation.bench.copies import distance
+from escdiff.evaluation.bench.pictures import pixels_of
+from escdiff.evaluation.metrics.attributes import Mask, plain_mask
 from escdiff.evaluation.protocols.cases import Case
 from escdiff.evaluation.protocols.subjects import Subject
 
-AGAINST_REAL = (ImageSimilarity, Lpips, DreamSim)
 PLAIN, NONE = "plain", "none"
 Masker = Callable[[Image.Image, str], Mask]
 
 
-def masker(how: str) -> Masker | None:
+def masker(name: str) -> Masker | None:
     """Finds the subject: before a plain background, by a segmentation model of transformers, or not at all.
 
     Raises:
         UserError: no such model.
     """
-    if how == NONE:
+    if name == NONE:
         return None
-    if how == PLAIN:
+    if name == PLAIN:
         return lambda picture, category: plain_mask(picture)
-    load_segmenter(how)
+    load_segmenter(name)
 
     def find(picture: Image.Image, category: str) -> Mask:
-        try:
-            return subject_mask(how, picture, category)[0]
-        except LeftOut:
-            return np.zeros((picture.height, picture.width), bool)
+        answer = subject_mask(name, picture, category)
+        return answer[0] if answer else np.zeros((picture.height, picture.width), bool)
 
     return find
 
@@ -60,27 +54,31 @@ class Shown:
 
     @cached_property
     def real(self) -> list[Image.Image]:
+        """The subject's photographs, square."""
         return [_square(open_image(path)) for path in self.subject.pictures]
 
     @property
     def reference(self) -> Image.Image:
+        """The photograph that was customized."""
         return self.real[self.number]
 
     @property
     def others(self) -> list[Image.Image]:
+        """The photographs that were not."""
         return [picture for i, picture in enumerate(self.real) if i != self.number]
 
     @cached_property
     def mask(self) -> Mask:
+        """The reference's mask."""
         return self.find(self.reference, self.subject.category)
 
     @cached_property
     def nearest(self) -> float:
-        """How near the nearest other real picture comes to the pixels of the reference; nan without others."""
+        """Distance from the reference's pixels to the nearest other real picture; nan without others."""
         return float(self.copied(self.others).min()) if self.others else float("nan")
 
     def copied(self, pictures: Sequence[Image.Image]) -> np.ndarray:
-        """See `copies.distance`, inside the reference's object."""
+        """`copies.distance` of each picture inside the reference's object."""
         count, mask = len(pictures), torch.from_numpy(np.asarray(self.mask))
         if not mask.any():
             return np.full(count, np.nan)
@@ -95,7 +93,7 @@ def judge_real(metrics: Mapping[str, Metric], shown: Shown) -> list[dict[str, fl
     """Each real picture against the others of its subject."""
     rows: list[dict[str, float]] = [{} for _ in shown.real]
     for name, metric in metrics.items():
-        if isinstance(metric, AGAINST_REAL) and len(shown.real) > 1:
+        if metric.against == "real" and len(shown.real) > 1:
             for i, picture in enumerate(shown.real):
                 rows[i][name] = metric.score([picture], shown.real[:i] + shown.real[i + 1 :]).item()
     return rows
@@ -113,50 +111,50 @@ def judge(
                 rows[i][name] = value
 
     for name, metric in metrics.items():
-        if isinstance(metric, TextSimilarity):
-            some = [i for i, case in enumerate(cases) if case.text]
-            if some:
-                put(name, some, metric.score([pictures[i] for i in some], [cases[i].text for i in some]))
-        elif isinstance(metric, AGAINST_REAL):
-            some = [i for i, case in enumerate(cases) if case.whole]
-            if some:
-                own, those = shown[cases[some[0]].subject], [pictures[i] for i in some]
-                if own.others:
-                    put(name, some, metric.score(those, own.others))
-                put(f"{name}_all", some, metric.score(those, own.real))
-    if any(one.find for one in shown.values()):
+        if metric.against == "text":
+            selected = [i for i, case in enumerate(cases) if case.text]
+            if selected:
+                put(name, selected, metric.score([pictures[i] for i in selected], [cases[i].text for i in selected]))
+        elif metric.against == "real":
+            selected = [i for i, case in enumerate(cases) if case.whole]
+            if selected:
+                target, painted = shown[cases[selected[0]].subject], [pictures[i] for i in selected]
+                if target.others:
+                    put(name, selected, metric.score(painted, target.others))
+                put(f"{name}_all", selected, metric.score(painted, target.real))
+    if any(subject.find for subject in shown.values()):
         _attributes(metrics, cases, pictures, shown, put)
     return rows
 
 
 def _attributes(metrics, cases: Sequence[Case], pictures, shown: Mapping[str, Shown], put) -> None:
     """Shape against the shape's reference and appearance against the appearance's; leaks the other way round."""
-    own = shown[cases[0].subject]
-    masks = [own.find(p, own.subject.category) for p in pictures]
+    target = shown[cases[0].subject]
+    masks = [target.find(p, target.subject.category) for p in pictures]
     every = range(len(cases))
-    pairs = {  # which cases, and whose reference, for outline and for colours
-        ("", "outline"): [(i, cases[i].shape) for i in every if cases[i].shape],
-        ("", "colours"): [(i, cases[i].appearance) for i in every if cases[i].appearance],
-        ("leak_", "outline"): [(i, cases[i].appearance) for i in every if cases[i].appearance and not cases[i].whole],
-        ("leak_", "colours"): [(i, cases[i].shape) for i in every if cases[i].shape and not cases[i].whole],
+    pairs = {  # which cases, and whose reference
+        ("", "shape"): [(i, cases[i].shape) for i in every if cases[i].shape],
+        ("", "appearance"): [(i, cases[i].appearance) for i in every if cases[i].appearance],
+        ("leak_", "shape"): [(i, cases[i].appearance) for i in every if cases[i].appearance and not cases[i].whole],
+        ("leak_", "appearance"): [(i, cases[i].shape) for i in every if cases[i].shape and not cases[i].whole],
     }
     for name, metric in metrics.items():
-        kind = "outline" if isinstance(metric, MaskIoU) else "colours"
-        if not isinstance(metric, MaskIoU | LabDistance | GramDistance):
+        if metric.against not in ("shape", "appearance"):
             continue
         for prefix in ("", "leak_"):
-            if not (some := pairs[prefix, kind]):
+            if not (selected := pairs[prefix, metric.against]):
                 continue
-            numbers, theirs = [i for i, _ in some], [shown[subject] for _, subject in some]
-            mine, other = [masks[i] for i in numbers], [one.mask for one in theirs]
-            if kind == "outline":
-                put(prefix + name, numbers, metric.score(mine, other))
-            else:
-                look, there = [pictures[i] for i in numbers], [one.reference for one in theirs]
-                put(prefix + name, numbers, metric.score(look, mine, there, other))
+            numbers, references = [i for i, _ in selected], [shown[subject] for _, subject in selected]
+            compared = [[masks[i] for i in numbers], [reference.mask for reference in references]]
+            if metric.against == "appearance":
+                compared = [
+                    [pictures[i] for i in numbers], compared[0],
+                    [reference.reference for reference in references], compared[1],
+                ]  # fmt: skip
+            put(prefix + name, numbers, metric.score(*compared))
     whole = [i for i in every if cases[i].whole]
-    if whole and isfinite(own.nearest):
-        put("copy", whole, own.copied([pictures[i] for i in whole]) < own.nearest)
+    if whole and isfinite(target.nearest):
+        put("copy", whole, target.copied([pictures[i] for i in whole]) < target.nearest)
 
 
 def _square(picture: Image.Image) -> Image.Image:

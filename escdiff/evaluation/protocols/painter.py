@@ -6,24 +6,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-import yaml
 from diffusers import DDIMScheduler
 from PIL import Image
 
-from escdiff.backbone import Backbone, load_backbone, mini_folder
+from escdiff.backbone import Backbone, mini_folder
+from escdiff.backbone.adapters import applied
+from escdiff.backbone.presets import load_preset
 from escdiff.concept import Concept
+from escdiff.concept.mixing import split
 from escdiff.encoder import ConceptEncoder
 from escdiff.encoder.checkpoint import bundled_folder
-from escdiff.errors import UserError
-from escdiff.evaluation.models import fingerprint
-from escdiff.evaluation.protocols.cases import Case
+from escdiff.evaluation.bench.models import fingerprint
+from escdiff.evaluation.protocols.cases import FIRST, SECOND, Case
 from escdiff.evaluation.protocols.subjects import Subject
 from escdiff.methods.base import CONCEPT
-from escdiff.methods.weights import applied
-from escdiff.mixing import split
-from escdiff.pipeline import generate
-from escdiff.places import configs_folder
+from escdiff.pipelines.generate import generate, stack
+from escdiff.support.errors import UserError
 
 
 @dataclass(eq=False)
@@ -54,15 +52,11 @@ class Painter:
         Raises:
             UserError: something is missing or does not fit.
         """
-        known = known_backbone(backbone)
-        name = known.get("name", backbone)
-        dtype = getattr(torch, known.get("dtype", "float32")) if device != "cpu" else torch.float32
-        model = load_backbone(name, dtype=dtype, device=device)
+        model, scale = load_preset(backbone, device, guidance=guidance)
         model.scheduler = DDIMScheduler.from_config(model.scheduler.config)
         reader = None if concepts else ConceptEncoder.from_pretrained(encoder, model).to(device)
-        home = mini_folder() if name == "mini" else Path(name).expanduser()
+        home = mini_folder() if model.name == "mini" else Path(model.name).expanduser()
         weights = fingerprint(model.name, model.text_hash, home, concepts or encoder or bundled_folder())
-        scale = known.get("guidance", 7.5) if guidance is None else guidance
         return cls(model, reader, concepts, steps, scale, batch_size, weights)
 
     def concept(self, subject: Subject, reference: Image.Image) -> tuple[Concept, Path, float]:
@@ -89,27 +83,34 @@ class Painter:
         """Paint the cases in batches; `done` is called with each one's number and picture as soon as it is there."""
         for first in range(0, len(cases), self.batch_size):
             part = cases[first : first + self.batch_size]
-            used = list(dict.fromkeys(name for case in part for name in (case.shape, case.appearance) if name))
+            used = list(dict.fromkeys(name for case in part for name in case.names))
             with applied(self.backbone, [concepts[n][0] for n in used], [concepts[n][1] for n in used]):
+                vectors, space = self._vectors_of(part, concepts)
                 pictures = generate(
-                    self.backbone, [case.prompt for case in part], [_of(case, concepts) for case in part],
-                    steps=self.steps, guidance=self.guidance, seeds=[case.seed for case in part],
-                    batch_size=self.batch_size,
+                    self.backbone, [case.prompt for case in part], vectors, space, steps=self.steps,
+                    guidance=self.guidance, seeds=[case.seed for case in part], batch_size=self.batch_size,
                 )  # fmt: skip
             for i, picture in enumerate(pictures):
                 done(first + i, picture)
 
-
-def known_backbone(name: str) -> dict[str, Any]:
-    """What `configs/backbone/NAME.yaml` says of a backbone; nothing for folders and hub ids."""
-    path = configs_folder() / "backbone" / f"{name}.yaml"
-    if "/" in name or not path.is_file():
-        return {}
-    values = yaml.safe_load(path.read_text())
-    return values.get("backbone", values)
+    def _vectors_of(self, cases: Sequence[Case], concepts: Mapping[str, tuple[Concept, Path]]):
+        """Concept and space as `generate` takes them: one per case, or the vectors of pairs."""
+        if not cases[0].second:
+            return [_of(case, concepts) for case in cases], None
+        pair = {name: [concepts[getattr(case, name)][0] for case in cases] for name in (FIRST, SECOND)}
+        if any(concept.extras for part in pair.values() for concept in part):
+            raise UserError(
+                "these concepts hold image tokens beside words, and two of them do not fit into one picture"
+            )
+        if any(concept.fused for part in pair.values() for concept in part):
+            raise UserError(
+                "these concepts are fused behind the text encoder; paint two of them with infer.py concept="
+            )
+        vectors = {key: v for name, part in pair.items() for key, v in stack(part, self.backbone, name).items()}
+        return vectors, pair[FIRST][0].space
 
 
 def _of(case: Case, concepts: Mapping[str, tuple[Concept, Path]]) -> Concept:
-    if case.shape and case.appearance and not case.whole:
+    if case.swapped:
         return Concept.combine(shape=concepts[case.shape][0], appearance=concepts[case.appearance][0])
     return concepts[case.subject][0]

@@ -1,4 +1,4 @@
-"""What a protocol is made of: subjects with their pictures, and prompts. The user points at the data."""
+"""Subjects of a protocol, with their pictures and prompts. The user points at the data."""
 
 import csv
 import re
@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from escdiff.data.images import list_images
-from escdiff.errors import UserError
+from escdiff.data.pictures import distinct_names, list_images
+from escdiff.support.errors import UserError
 
 LIVE = ("cat", "dog")  # DreamBench's classes that take its second list of prompts
 CLASSES = "classes.txt"
@@ -30,12 +30,16 @@ class Subject:
     Attributes:
         category: the word that stands for it in texts that are scored; "" if it is not known.
         templates: its prompts, with `{}` or a placeholder where it belongs.
+        texts: what is scored for each of them; without, the template with the category, see `scored`.
+        partner: another subject that its prompts show beside it, as `<first>` and `<second>`.
     """
 
     name: str
     pictures: tuple[Path, ...]
     category: str
     templates: tuple[str, ...]
+    texts: tuple[str, ...] = ()
+    partner: "Subject | None" = None
 
 
 def read_dreambench(root: Path) -> list[Subject]:
@@ -46,7 +50,7 @@ def read_dreambench(root: Path) -> list[Subject]:
     """
     root = root / "dataset" if (root / "dataset").is_dir() else root
     path = root / "prompts_and_classes.txt"
-    classes, still, live = _parse(_read(path))
+    classes, still, live = _parse(read_text(path))
     if not (classes and still and live):
         raise UserError(f"{path} has {len(classes)} classes, {len(still)} and {len(live)} prompts; fetch it again")
     return [
@@ -78,7 +82,9 @@ def read_folder(root: Path, templates: Sequence[str]) -> list[Subject]:
         raise UserError("there are no prompts; give at least one")
     classes = _classes(root / CLASSES)
     groups = {p.name: _pictures(p) for p in sorted(root.iterdir()) if p.is_dir() and not p.name.startswith(".")}
-    groups = groups or {path.stem: (path,) for path in list_images(root)}
+    if not groups:
+        pictures = list_images(root)
+        groups = {name: (path,) for path, name in zip(pictures, distinct_names(pictures), strict=True)}
     return [Subject(name, files, classes.get(name, ""), tuple(templates)) for name, files in groups.items()]
 
 
@@ -88,7 +94,7 @@ def read_prompts(path: Path) -> list[str]:
     Raises:
         UserError: the file cannot be read.
     """
-    lines = [line.strip() for line in _read(path).splitlines()]
+    lines = [line.strip() for line in read_text(path).splitlines()]
     return [line for line in lines if line and not line.startswith("#")]
 
 
@@ -112,8 +118,8 @@ def _parse(text: str) -> tuple[dict[str, str], tuple[str, ...], tuple[str, ...]]
     classes = {name.strip(): category.strip() for name, category in lines if name.strip() != "subject_name"}
 
     def templates(part: str) -> tuple[str, ...]:
-        found = re.findall(r"^\s*(['\"])(.*?\{0\}.*?)\1", part, re.MULTILINE)
-        return tuple(prompt.replace("{0} {1}", "{}") for _, prompt in found)
+        quoted = re.findall(r"^\s*(['\"])(.*?\{0\}.*?)\1", part, re.MULTILINE)
+        return tuple(prompt.replace("{0} {1}", "{}") for _, prompt in quoted)
 
     return classes, templates(still), templates(live)
 
@@ -121,7 +127,7 @@ def _parse(text: str) -> tuple[dict[str, str], tuple[str, ...], tuple[str, ...]]
 def _classes(path: Path) -> dict[str, str]:
     if not path.is_file():
         return {}
-    rows = [row for row in csv.reader(_read(path).splitlines()) if row]
+    rows = [row for row in csv.reader(read_text(path).splitlines()) if row]
     if odd := [row for row in rows if len(row) != 2]:
         raise UserError(f"{path} has the line {','.join(odd[0])!r}; give lines such as mug_1,mug")
     return {name.strip(): category.strip() for name, category in rows}
@@ -131,7 +137,12 @@ def _pictures(folder: Path) -> tuple[Path, ...]:
     return tuple(list_images(folder))
 
 
-def _read(path: Path) -> str:
+def read_text(path: Path) -> str:
+    """The text of a file of a benchmark.
+
+    Raises:
+        UserError: it cannot be read.
+    """
     try:
         return path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:

@@ -6,6 +6,7 @@ the current Optuna, counts what a study has, and first runs again what was runni
 
 import logging
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,22 +18,27 @@ from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 
-from escdiff.cli.keys import check_value
-from escdiff.errors import UserError
+from escdiff.support.config.keys import check, key
+from escdiff.support.errors import UserError
 
-DIRECTIONS = ("minimize", "maximize")
 HOPELESS = 3  # trials that fail before any is complete, which end a study
-SETTINGS = {
-    "_target_": "hydra_plugins.escdiff_optuna.OptunaSweeper",
-    "metric": "train/loss_mean",
-    "direction": "minimize",
-    "trials": 20,
-    "parallel": 1,
-    "seed": 0,
-    "params": {},
-}
-ConfigStore.instance().store(group="hydra/sweeper", name="escdiff_optuna", node=SETTINGS)
 log = logging.getLogger(__name__)
+
+
+@dataclass
+class SweeperConfig:
+    """The block `hydra.sweeper` of a search by Optuna."""
+
+    _target_: str = key("hydra_plugins.escdiff_optuna.OptunaSweeper", "this sweeper")
+    metric: str = key("val/loss", "of metrics.jsonl, mean of the last tenth of the lines")
+    direction: str = key("minimize", "of the metric", choices=("minimize", "maximize"))
+    trials: int = key(20, "in all, over every start", low=1)
+    parallel: int = key(1, "trials at a time; more with a launcher", low=1)
+    seed: int = key(0, "of the sampler", low=0)
+    params: dict[str, Any] = key({}, "what is swept, beside what the command says")
+
+
+ConfigStore.instance().store(group="hydra/sweeper", name="escdiff_optuna", node=SweeperConfig)
 
 
 class OptunaSweeper(Sweeper):
@@ -60,21 +66,20 @@ class OptunaSweeper(Sweeper):
         Raises:
             UserError: names the key and what would do.
         """
-        for key in ("metric", "direction", "trials", "parallel", "seed"):
-            check_value(f"hydra.sweeper.{key}", getattr(self, key), SETTINGS[key])
-        if self.direction not in DIRECTIONS:
-            what = f"hydra.sweeper.direction={self.direction} given"
-            raise UserError(f"{what}; expected {' or '.join(DIRECTIONS)}")
+        check(
+            SweeperConfig(direction=self.direction, trials=self.trials, parallel=self.parallel, seed=self.seed),
+            "hydra.sweeper.",
+        )
 
     def sweep(self, arguments: list[str]) -> Any:
         import optuna
         from optuna.trial import TrialState
 
         self.check()
-        given = OverridesParser.create().parse_overrides(
+        overrides = OverridesParser.create().parse_overrides(
             [*(f"{key}={value}" for key, value in (self.params or {}).items()), *arguments]
         )
-        by_key = {override.get_key_element(): override for override in given}  # the command's win
+        by_key = {override.get_key_element(): override for override in overrides}  # the command's win
         space = {key: distribution(o) for key, o in by_key.items() if o.is_sweep_override()}
         fixed = [f"{key}={o.get_value_element_as_str()}" for key, o in by_key.items() if key not in space]
         folder = Path(self.config.sweep_dir)
@@ -88,8 +93,8 @@ class OptunaSweeper(Sweeper):
         while True:
             ended = study.get_trials(states=[TrialState.COMPLETE, TrialState.FAIL], deepcopy=False)
             if len(ended) >= HOPELESS and all(trial.state == TrialState.FAIL for trial in ended):
-                what = f"all {len(ended)} trials of {folder / 'study.db'} failed, see above why"
-                raise UserError(f"{what}; mend that, delete the study and give the same command again")
+                problem = f"all {len(ended)} trials of {folder / 'study.db'} failed, see above why"
+                raise UserError(f"{problem}; mend that, delete the study and give the same command again")
             waiting, left = left[: self.parallel], left[self.parallel :]
             batch = [(n, study.trials[n].params) for n in waiting]
             for _ in range(min(self.parallel, self.trials - len(ended)) - len(batch)):

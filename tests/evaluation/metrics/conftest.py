@@ -17,7 +17,7 @@ from transformers import (
     ViTModel,
 )
 
-from escdiff.training.mini import make_tokenizer
+from escdiff.mini.parts import make_tokenizer
 
 SMALL = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
 SQUARE = {"image_size": 32, "patch_size": 8}

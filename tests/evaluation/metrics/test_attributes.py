@@ -16,8 +16,8 @@ from escdiff.evaluation.metrics.attributes import (
     mask_iou,
     plain_mask,
 )
-from escdiff.still_life.render import render
-from escdiff.still_life.world import sample_factors
+from escdiff.mini.world.rendering.render import render
+from escdiff.mini.world.world import sample_factors
 
 
 def disc(size=128, radius=30, centre=(64, 64)):

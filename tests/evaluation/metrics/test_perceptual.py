@@ -4,7 +4,7 @@ import pytest
 import torch
 import torchvision
 
-from escdiff.data.images import to_pixels
+from escdiff.data.pictures import to_pixels
 from escdiff.evaluation.metrics.perceptual import SIZE, Lpips
 
 

@@ -2,10 +2,10 @@ import numpy as np
 import pytest
 import torch
 
-from escdiff.errors import UserError
+from escdiff.evaluation.metrics.build import make_metrics, read_metrics
 from escdiff.evaluation.metrics.features import ClassToken, Clip
-from escdiff.evaluation.metrics.make import make_metrics, read_metrics
 from escdiff.evaluation.metrics.similarity import ImageSimilarity, KernelDistance, TextSimilarity
+from escdiff.support.errors import UserError
 
 TEXTS = ["a red cube", "two dogs on a beach", "a mug", "a photo of a very large chair"]
 
@@ -102,12 +102,12 @@ def test_metrics_come_from_configuration(tmp_path, pictures):
     assert metrics["clip_i"].score(pictures[:1], pictures[:1]).item() == pytest.approx(1, abs=1e-5)
     assert {"dino", "dinov2", "lpips"} <= set(read_metrics("standard")) <= set(read_metrics("full"))
     for text, said in [("clip_t: 3", "kind"), ("clip_t: {kind: other}", "kind"), ("a: [", "no YAML")]:
-        (tmp_path / "own.yaml").write_text(text)
+        (tmp_path / "own.yaml").write_text(text, encoding="utf-8")
         with pytest.raises(UserError, match=said):
             read_metrics(str(tmp_path / "own.yaml"))
     with pytest.raises(UserError, match="standard"):
         read_metrics("nothing")
     with pytest.raises(UserError, match="does not take"):
         make_metrics({"x": {"kind": "mask_iou", "model": "mini"}})
-    with pytest.raises(UserError, match="cannot be read"):
+    with pytest.raises(UserError, match="cannot be loaded"):
         make_metrics({"x": {"kind": "token", "model": str(tmp_path)}})["x"].score(pictures, pictures)

@@ -1,9 +1,8 @@
 """A miniature of DreamBench's layout, and painters that are tiny or perfect."""
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image
+from miniatures import write_dreambench
 from transformers import CLIPVisionConfig, CLIPVisionModel
 
 from escdiff.encoder import ConceptEncoder, EncoderConfig, load_vision
@@ -11,42 +10,12 @@ from escdiff.evaluation.protocols.painter import Painter
 
 TOWER = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 4, "num_attention_heads": 2,
          "image_size": 32, "patch_size": 16}  # fmt: skip
-TEXT = """Classes
-
-subject_name,class
-mug_1,mug
-dog_1,dog
-
-Prompts
-
-Object Prompts
-
-prompt_list = [
-'a {0} {1} in the jungle'.format(unique_token, class_token),
-'a red {0} {1}'.format(unique_token, class_token)
-]
-
-Live Subject Prompts
-
-prompt_list = [
-'a {0} {1} wearing a red hat'.format(unique_token, class_token),
-'a wet {0} {1}'.format(unique_token, class_token)
-]
-"""
 
 
 @pytest.fixture(scope="session")
 def dreambench(tmp_path_factory):
     root = tmp_path_factory.mktemp("dreambooth")
-    rng = np.random.default_rng(0)
-    for name in ("mug_1", "dog_1"):
-        (root / "dataset" / name).mkdir(parents=True)
-        color = rng.integers(0, 200, 3)
-        for i in range(3):
-            pixels = np.full((48, 60, 3), 230, np.uint8)
-            pixels[10 + i : 40, 15 + 2 * i : 45] = color + rng.integers(0, 40, (30 - i, 30 - 2 * i, 3))
-            Image.fromarray(pixels).save(root / "dataset" / name / f"{i:02d}.jpg")
-    (root / "dataset" / "prompts_and_classes.txt").write_text(TEXT)
+    write_dreambench(root)
     return root
 
 

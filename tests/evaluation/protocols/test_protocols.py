@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from escdiff.evaluation.protocols.cases import PROMPTS, REAL, SWAP
 from escdiff.evaluation.protocols.run import Run
 from escdiff.evaluation.protocols.subjects import read_dreambench
 
@@ -23,7 +24,7 @@ METRICS = {
 
 
 def make(dreambench, painter, out, **options):
-    options = {"masks": "plain", "images": 2, "swap": True} | options
+    options = {"masks": "plain", "images": 2, "tasks": (REAL, PROMPTS, SWAP)} | options
     return Run("dreambench", read_dreambench(dreambench), painter, out, METRICS, **options)
 
 
@@ -45,8 +46,8 @@ def test_every_score_is_there(finished):
             "swap/leak_lab_distance"} <= set(got)  # fmt: skip
     assert "swap/clip_i" not in got and "real/clip_t" not in got
     assert got["prompts/clip_i"]["n"] == 2 and got["prompts/clip_i"]["mean"] < got["real/clip_i"]["mean"]
-    assert json.loads((out / "metrics.json").read_text()) == got
-    about = json.loads((out / "run.json").read_text())
+    assert json.loads((out / "metrics.json").read_text(encoding="utf-8")) == got
+    about = json.loads((out / "run.json").read_text(encoding="utf-8"))
     assert (
         about["command"] == "the command" and about["seeds"] == [0, 1] and about["subjects"]["mug_1"] == ["mug", 3, 2]
     )
@@ -54,7 +55,7 @@ def test_every_score_is_there(finished):
 
 def test_the_report_is_whole_and_fetches_nothing(finished):
     out, _ = finished
-    page, text = (out / "report.html").read_text(), (out / "report.md").read_text()
+    page, text = (out / "report.html").read_text(encoding="utf-8"), (out / "report.md").read_text(encoding="utf-8")
     assert "://" not in page and 'src="pictures' not in page and "default-src 'none'" in page
     for word in ("prompts/clip_i", "a &lt;concept&gt; in the jungle", "the command"):
         assert word in page
@@ -79,14 +80,14 @@ def test_shards_of_one_folder_give_the_same_figures(finished, dreambench, painte
     _, got = finished
     assert make(dreambench, painter, tmp_path, shard=(1, 2)).run() is None
     assert make(dreambench, painter, tmp_path, shard=(0, 2)).run() is not None
-    assert json.loads((tmp_path / "metrics.json").read_text()).keys() == got.keys()
-    for key, found in json.loads((tmp_path / "metrics.json").read_text()).items():
+    assert json.loads((tmp_path / "metrics.json").read_text(encoding="utf-8")).keys() == got.keys()
+    for key, found in json.loads((tmp_path / "metrics.json").read_text(encoding="utf-8")).items():
         assert found["mean"] == pytest.approx(got[key]["mean"], abs=1e-4), key
 
 
 def test_a_perfect_painter_scores_as_the_reference_does(dreambench, painter, tmp_path):
     """It paints the reference itself: identical pictures, hence 1, and a copy; the reference left out, it is real."""
-    run = make(dreambench, painter, tmp_path, swap=False)
+    run = make(dreambench, painter, tmp_path, tasks=(REAL, PROMPTS))
 
     def paint(wanted, concepts, done):
         for i, case in enumerate(wanted):
@@ -119,7 +120,7 @@ def test_the_command_goes_on_after_a_kill(dreambench, tiny_folder, encoder_folde
     ]  # fmt: skip
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     said = tmp_path / "stderr.txt"
-    with open(said, "w") as file:
+    with open(said, "w", encoding="utf-8") as file:
         process = subprocess.Popen(command, cwd=ROOT, env=environment, stderr=file)
     until = time.time() + 900  # a busy machine takes minutes to import torch
     while len(list(tmp_path.glob("pictures/prompts/*/*.png"))) < 3 and time.time() < until and process.poll() is None:
@@ -127,7 +128,7 @@ def test_the_command_goes_on_after_a_kill(dreambench, tiny_folder, encoder_folde
     process.send_signal(signal.SIGKILL)
     process.wait()
     kept = {path: path.stat().st_mtime_ns for path in tmp_path.glob("pictures/prompts/*/*.png")}
-    assert len(kept) >= 3, said.read_text()
+    assert len(kept) >= 3, said.read_text(encoding="utf-8")
     assert not (tmp_path / "report.html").exists()
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=1800)
     assert done.returncode == 0, done.stderr

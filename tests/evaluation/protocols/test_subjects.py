@@ -1,7 +1,6 @@
 import pytest
 from PIL import Image
 
-from escdiff.errors import UserError
 from escdiff.evaluation.protocols.cases import cases
 from escdiff.evaluation.protocols.run import parse_shard
 from escdiff.evaluation.protocols.subjects import (
@@ -12,6 +11,7 @@ from escdiff.evaluation.protocols.subjects import (
     read_prompts,
     scored,
 )
+from escdiff.support.errors import UserError
 
 
 def test_dreambench_is_read_and_never_run(dreambench):
@@ -20,6 +20,13 @@ def test_dreambench_is_read_and_never_run(dreambench):
     assert subjects["mug_1"].templates == ("a {} in the jungle", "a red {}")
     assert subjects["dog_1"].templates == ("a {} wearing a red hat", "a wet {}") and subjects["dog_1"].category == "dog"
     assert read_dreambench(dreambench / "dataset") == list(subjects.values())
+
+
+def test_pictures_of_one_stem_are_subjects_each_and_masks_are_none(tmp_path):
+    for name in ("a.png", "a.jpg", "b.png", "b.mask.png", "c.mask.png"):
+        Image.new("RGB", (8, 8)).save(tmp_path / name)
+    subjects = {subject.name: subject.pictures[0].name for subject in read_folder(tmp_path, ["a {}"])}
+    assert subjects == {"a.jpg": "a.jpg", "a.png": "a.png", "b": "b.png", "c.mask": "c.mask.png"}  # of no picture "c"
 
 
 def test_the_placeholder_is_painted_and_its_class_is_scored():
@@ -41,13 +48,13 @@ def test_prompts_and_seeds_are_the_same_for_all(dreambench):
 def test_a_folder_of_pictures_and_of_folders(tmp_path):
     for name in ("a.png", "b.png"):
         Image.new("RGB", (8, 8)).save(tmp_path / name)
-    (tmp_path / "classes.txt").write_text("a,mug\n")
+    (tmp_path / "classes.txt").write_text("a,mug\n", encoding="utf-8")
     found = read_folder(tmp_path, ["<shape> in red"])
     assert [(s.name, s.category, len(s.pictures)) for s in found] == [("a", "mug", 1), ("b", "", 1)]
     (tmp_path / "c").mkdir()
     Image.new("RGB", (8, 8)).save(tmp_path / "c" / "1.png")
     assert [s.name for s in read_p_plus(tmp_path)] == ["c"]
-    (tmp_path / "prompts.txt").write_text("# ours\n\na {} on a beach\n")
+    (tmp_path / "prompts.txt").write_text("# ours\n\na {} on a beach\n", encoding="utf-8")
     assert read_prompts(tmp_path / "prompts.txt") == ["a {} on a beach"]
 
 
@@ -60,7 +67,7 @@ def test_mistakes_are_named(tmp_path, dreambench):
         read_dreambench(tmp_path)
     with pytest.raises(UserError, match="is no folder"):
         read_folder(tmp_path / "none", ["{}"])
-    (tmp_path / "prompts_and_classes.txt").write_text("Classes\nmug,mug\n")
+    (tmp_path / "prompts_and_classes.txt").write_text("Classes\nmug,mug\n", encoding="utf-8")
     with pytest.raises(UserError, match="fetch it again"):
         read_dreambench(tmp_path)
     assert parse_shard("2/8") == (1, 8)

@@ -1,0 +1,1 @@
+"""ESC-Bench: tasks on Still Life, painted, read by the oracle and scored."""

@@ -1,0 +1,1 @@
+"""Methods for several things, relations and actions, on the same references, prompts, seeds and scores."""

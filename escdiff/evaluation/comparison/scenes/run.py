@@ -1,0 +1,159 @@
+"""Several things, relations and actions with every method: `python -m escdiff.evaluation scenes`.
+
+Cells (a concept, a method's pictures of one task) are kept when they are finished, so a stopped run goes on.
+"""
+
+import hashlib
+import json
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from escdiff import __version__
+from escdiff.backbone.adapters import applied
+from escdiff.concept import Concept
+from escdiff.evaluation.bench.models import Models
+from escdiff.evaluation.bench.pictures import draw
+from escdiff.evaluation.bench.records import RESULT, Record, load_task, save_pictures, save_task
+from escdiff.evaluation.bench.scenes.paint import judge_scenes, make_scenes
+from escdiff.evaluation.bench.scenes.requests import SceneRequest
+from escdiff.evaluation.comparison.contenders import Contender
+from escdiff.evaluation.comparison.customize import EXPORT, customize
+from escdiff.evaluation.comparison.scenes.cases import Case, draw_cases
+from escdiff.evaluation.comparison.scenes.contenders import ESCDIFF
+from escdiff.evaluation.comparison.scenes.report import write_report
+from escdiff.evaluation.report import units
+from escdiff.evaluation.report.writing import write
+from escdiff.methods.base import CONCEPT
+from escdiff.mini.world.scene_captions import scene_caption
+from escdiff.pipelines.generate import generate
+from escdiff.support.progress import sample_progress
+
+FORMAT = 1  # raise when the same settings would give other figures
+Pictures = list[tuple[Record, dict]]
+
+
+@dataclass
+class SceneComparison:
+    """Where, who and how much.
+
+    Attributes:
+        tasks: task -> its contenders by name.
+        cases: per task. each: pictures per case.
+        scale: of all steps of optimisation.
+    """
+
+    models: Models
+    out: Path
+    tasks: Mapping[str, Mapping[str, Contender]]
+    cases: int = 20
+    each: int = 3
+    seed: int = 0
+    quick: bool = False
+    scale: float = 1.0
+
+    def run(self, command: str = "") -> dict[str, dict[str, dict[str, Any]]]:
+        """Customize and paint all, then write the table; gives task -> contender -> what the table says."""
+        table, outcomes = {}, {}
+        for task, contenders in self.tasks.items():
+            cases = draw_cases(task, self.seed, self.cases, self.each)
+            for number, case in enumerate(cases):
+                case.save(self.folder(task, number))
+            outcomes[task] = {name: self.contend(task, name, cases) for name in contenders}
+            table[task] = {name: self.row(task, name, *outcome) for name, outcome in outcomes[task].items()}
+        about = {
+            "command": command, "date": time.strftime("%Y-%m-%d"), "backbone": self.models.backbone.name,
+            "weights": self.models.fingerprints, "cases": self.cases, "pictures": self.each, "seed": self.seed,
+            "sampling_steps": self.models.steps, "guidance": self.models.guidance, "scale": self.scale,
+            "quick": self.quick, "judged": self.models.scene_oracle is not None,
+        }  # fmt: skip
+        write(self.out / "scenes.json", json.dumps({"run": about, "tasks": table}, indent=1) + "\n")
+        records = {
+            task: {name: task_records for name, (_, task_records) in by_name.items()}
+            for task, by_name in outcomes.items()
+        }
+        write_report(self.out, table, records, about, self.each)
+        return table
+
+    def folder(self, task: str, number: int) -> Path:
+        """Where a case's references lie."""
+        return self.out / "references" / task / f"{number:02d}"
+
+    def contend(self, task: str, name: str, cases: Sequence[Case]) -> tuple[list[dict[str, Any]], list[Record]]:
+        """What a contender's concepts cost, and its judged pictures, case by case."""
+        contender = self.tasks[task][name]
+        costs = [self.learn(task, name, i, case) for i, case in enumerate(cases)] if contender.method else []
+        digest = self.settings(task, name, self.cases, self.models.steps, self.models.guidance)
+        home = self.out / "cells" / name
+        if (stored := load_task(home, task, digest, SceneRequest)) is not None:
+            return costs, stored[1]
+        start = time.perf_counter()
+        painted: Pictures = []
+        with sample_progress(f"{task}: painting with {name}", len(cases) * self.each) as advance:
+            for number, case in enumerate(cases):
+                seeds = [1000 * number + i for i in range(self.each)]
+                if name == ESCDIFF:
+                    painted += make_scenes(self.models, [ask.request for ask in case.asks], seeds, advance)
+                else:
+                    painted += self.paint(task, name, number, case, seeds)
+                    advance(self.each)
+        records = [record for record, _ in painted]
+        save_pictures(home, task, records, [{RESULT: pictures[RESULT]} for _, pictures in painted])
+        save_task(home, task, digest, time.perf_counter() - start, records)
+        return costs, records
+
+    def learn(self, task: str, name: str, number: int, case: Case) -> dict[str, Any]:
+        """Make a case's concept; the training shows its own progress."""
+        contender = self.tasks[task][name]
+        if case.words:
+            contender = replace(contender, settings={**contender.settings, "init": list(case.words)})
+        common = {"backbone": self.models.backbone.name, "seed": self.seed}
+        place, digest = self.place(task, name, number), self.settings(task, name, number)
+        return customize(contender, self.folder(task, number), place, digest, common, self.steps(contender), None, None)
+
+    def paint(self, task: str, name: str, number: int, case: Case, seeds: Sequence[int]) -> Pictures:
+        """A case's judged pictures, by its concept or by words alone."""
+        models, requests = self.models, [ask.request for ask in case.asks]
+        prompts, concepts, folders = [scene_caption(request.expected) for request in requests], [], []
+        if self.tasks[task][name].method:
+            folders = [self.place(task, name, number) / EXPORT]
+            prompts, concepts = [ask.prompt for ask in case.asks], [Concept.load(folders[0] / CONCEPT)]
+        with applied(models.backbone, concepts, folders):
+            results = generate(
+                models.backbone, prompts, concepts * len(prompts) or None, steps=models.steps,
+                guidance=models.guidance, seeds=seeds,
+            )  # fmt: skip
+        readings, values = judge_scenes(models, requests, results, draw([r.expected for r in requests]))
+        records = [Record(*parts) for parts in zip(requests, readings, values, strict=True)]
+        return [(record, {RESULT: picture}) for record, picture in zip(records, results, strict=True)]
+
+    def place(self, task: str, name: str, number: int) -> Path:
+        """Where a concept is made: another setting is another folder, so that no run resumes a different one."""
+        return self.out / "methods" / f"{task}-{name}" / f"{number:02d}-{self.settings(task, name, number)}"
+
+    def steps(self, contender: Contender) -> int:
+        """Steps of optimisation per case."""
+        return max(1, round(self.scale * contender.steps[0 if self.quick else 1]))
+
+    def settings(self, task: str, name: str, *parts: Any) -> str:
+        """Hash of all that a cell depends on."""
+        contender = self.tasks[task][name]
+        about = sorted((asdict(contender) | {"about": ""}).items(), key=str)
+        shared = (FORMAT, __version__, self.seed, self.each, self.models.fingerprints, self.steps(contender), about)
+        return hashlib.sha256(repr((shared, task, parts)).encode()).hexdigest()[:16]
+
+    def row(self, task: str, name: str, costs: Sequence[dict], records: Sequence[Record]) -> dict[str, Any]:
+        """Costs, means over cases, and score -> mean, low, high, n; a case's pictures are no independent samples."""
+        contender, grouped = self.tasks[task][name], {}
+        for number, record in enumerate(records):
+            for score, value in record.values.items():
+                grouped.setdefault(score, {}).setdefault(number // self.each, []).append(value)
+        means = {score: [sum(v) / len(v) for v in cases.values()] for score, cases in grouped.items()}
+        return {
+            "about": contender.about,
+            "steps": self.steps(contender) if contender.method else 0,
+            "seconds": sum(cost["seconds"] for cost in costs) / max(len(costs), 1),
+            "scores": {score: units.summarise(score, values) for score, values in means.items()},
+        }

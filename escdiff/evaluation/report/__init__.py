@@ -1,0 +1,1 @@
+"""Pages, figures and significance, shared by all evaluations."""

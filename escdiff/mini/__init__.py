@@ -1,0 +1,1 @@
+"""The bundled model: its world, its data, its parts and the recipes that train them."""

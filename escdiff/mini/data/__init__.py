@@ -1,0 +1,1 @@
+"""Training data from Still Life: arrays, swap triples, framings and cached tokens."""

@@ -1,0 +1,183 @@
+"""Line-ups for the judge: instances that share every name, each shown several times.
+
+A line-up of kind "shape" holds `INSTANCES` shapes of one family, one of kind "material" as many materials of one
+pattern and one pair of colours. Each instance stands in `VIEWS` pictures whose other factors are drawn anew, so that
+nothing but the instance tells pictures of one from pictures of another. Factors come from streams of the judge's own.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from escdiff.mini.data.chunks import Chunked, build_chunks
+from escdiff.mini.oracle import CLASSES
+from escdiff.mini.world import world
+from escdiff.mini.world.world import TEXTURED, THING, Factors, Material, Shape
+
+KINDS = ("shape", "material")
+INSTANCES, VIEWS = 4, 4
+PICTURES = INSTANCES * VIEWS
+PER_CHUNK = 32  # line-ups in one file
+NAMELESS = 0.12  # share of line-ups of things or textures, and of the other factors
+STREAM = 770_000  # of random numbers, apart from those of data_prep and of the bench
+PURPOSE = "judge"
+APART = 0.28  # least difference of two namesakes in one factor, as a share of its range
+BOUNDS = {"scale": world.SCALES, "angle": (-world.TILT, world.TILT)}
+SEEDED = ("speckled", "marbled", TEXTURED)  # patterns laid by a seed
+SLANTED = ("striped", "ringed", "checkered", "zigzag", "wavy")  # patterns whose tilt is seen
+
+
+def draw_shape(rng: np.random.Generator, nameless: float = NAMELESS, purpose: str = PURPOSE) -> Shape:
+    """Any shape of the world, a nameless one in a `nameless` share of draws."""
+    return world.sample_thing(rng, purpose) if rng.random() < nameless else world.sample_shape(rng)
+
+
+def draw_material(rng: np.random.Generator, nameless: float = NAMELESS, purpose: str = PURPOSE) -> Material:
+    """Any material of the world, a nameless one in a `nameless` share of draws."""
+    return world.sample_texture(rng, purpose) if rng.random() < nameless else world.sample_material(rng)
+
+
+def namesakes(
+    instances: Sequence[Shape | Material], count: int, rng: np.random.Generator, purpose: str = PURPOSE
+) -> list:
+    """Draw instances with the names of `instances`: the family; or pattern, colours and finish.
+
+    A person can tell each of them from all of `instances`, see `differ`; two new ones may be alike.
+    """
+    first, drawn, apart = instances[0], [], APART
+    while len(drawn) < count:
+        candidate = _namesake(first, rng, purpose)
+        if all(differ(instance, candidate, apart) for instance in instances):
+            drawn.append(candidate)
+        else:
+            apart *= 0.98  # names that leave one factor free have room for few instances
+    return drawn
+
+
+def differ(first: Shape | Material, second: Shape | Material, apart: float = APART) -> bool:
+    """Whether two namesakes can be told apart at a glance: by one factor that shows, by a share of its range."""
+    if isinstance(first, Shape):
+        if first.family == THING:
+            return first.seed != second.seed
+        return max(abs(a - b) for a, b in zip(first.params, second.params, strict=True)) >= apart
+    if first.pattern in SEEDED:
+        return first.seed != second.seed
+    pairs = {"shade": (first.shade, second.shade), "shade2": (first.shade2, second.shade2)}
+    pairs |= {name: tuple(unit(getattr(m, name), BOUNDS[name]) for m in (first, second)) for name in BOUNDS}
+    names = {"shade2": "color2"}
+    return any(abs(a - b) >= apart for name, (a, b) in pairs.items() if material_shows(names.get(name, name), first))
+
+
+def _namesake(instance: Shape | Material, rng: np.random.Generator, purpose: str) -> Shape | Material:
+    if isinstance(instance, Shape):
+        thing = instance.family == THING
+        return world.sample_thing(rng, purpose) if thing else world.sample_shape(rng, (instance.family,))
+    names = {"color": instance.color, "color2": instance.color2, "finish": instance.finish}
+    while True:
+        textured = instance.pattern == TEXTURED
+        material = world.sample_texture(rng, purpose) if textured else world.sample_material(rng, (instance.pattern,))
+        material = replace(material, **names)
+        if world.contrasting(material.rgb, material.rgb2):
+            return material
+
+
+def draw_lineup(kind: str, rng: np.random.Generator) -> list[Factors]:
+    """`PICTURES` factors, those of one instance behind each other."""
+    first = draw_shape(rng) if kind == "shape" else draw_material(rng)
+    instances = [first]
+    while len(instances) < INSTANCES:
+        instances += namesakes(instances, 1, rng)
+    pictures = []
+    for instance in instances:
+        for _ in range(VIEWS):
+            shape = instance if kind == "shape" else draw_shape(rng)
+            material = instance if kind == "material" else draw_material(rng)
+            pictures.append(Factors(shape, material, world.sample_scene(rng, material)))
+    return pictures
+
+
+def lineup(seed: int, number: int) -> list[Factors]:
+    """Line-up `number` of a seed; kinds take turns."""
+    return draw_lineup(KINDS[number % 2], np.random.default_rng((seed, STREAM, number)))
+
+
+def build_lineups(folder: Path, count: int, seed: int, size: int = 128, workers: int = 0) -> None:
+    """Render line-ups into `folder`, chunk by chunk; what is there already is kept.
+
+    Args:
+        count: of line-ups, rounded up to whole chunks.
+        size: pixels a side.
+        workers: processes; 0 renders in this one.
+    """
+    build_chunks(folder, -(-count // PER_CHUNK), PER_CHUNK * PICTURES, partial(_chunk, seed), size, workers)
+
+
+def _chunk(seed: int, chunk: int) -> list[Factors]:
+    numbers = range(chunk * PER_CHUNK, (chunk + 1) * PER_CHUNK)
+    return [factors for number in numbers for factors in lineup(seed, number)]
+
+
+class LineUps(Chunked):
+    """Batches of line-ups: pixels (B * 16, 3, H, W) in [-1, 1] and, per picture, what is to be read.
+
+    Labels are (N,) classes, (N, n) values in 0..1; "shape_id" and "material_id": (N,) the instance, -1 where the
+    line-up is of the other kind; and "shows_{name}": (N,) bool, whether the picture shows that value at all.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder, PICTURES, PER_CHUNK * PICTURES)
+        self.labels = labels_of([Factors.from_dict(record) for record in self.described()])
+
+
+def labels_of(factors: list[Factors]) -> dict[str, Tensor]:
+    """Targets of an oracle for pictures of line-ups, in order; see `LineUps`."""
+    shapes, materials = [f.shape for f in factors], [f.material for f in factors]
+    words: Mapping[str, list[str]] = {
+        "family": [s.family for s in shapes], "background": [f.scene.background for f in factors],
+        **{name: [getattr(m, name) for m in materials] for name in ("pattern", "color", "color2", "finish")},
+    }  # fmt: skip
+    labels = {name: torch.tensor([CLASSES[name].index(word) for word in words[name]]) for name in CLASSES}
+    values = {
+        "params": [s.params for s in shapes],
+        "rgb": [m.rgb for m in materials],
+        "rgb2": [m.rgb2 for m in materials],
+        "gloss": [(m.gloss,) for m in materials],
+    }
+    values |= {name: [(unit(getattr(m, name), bounds),) for m in materials] for name, bounds in BOUNDS.items()}
+    labels |= {name: torch.tensor(value, dtype=torch.float32) for name, value in values.items()}
+    labels |= {f"shows_{name}": torch.tensor([shows(name, f) for f in factors]) for name in (*CLASSES, *values)}
+    numbers = torch.arange(len(factors))
+    lineups, instances = numbers // PICTURES, numbers // VIEWS
+    for turn, kind in enumerate(KINDS):
+        labels[f"{kind}_id"] = torch.where(lineups % 2 == turn, instances, -1)
+    return labels
+
+
+def unit(value: float, bounds: tuple[float, float]) -> float:
+    """A value between `bounds` as a number in 0..1."""
+    return (value - bounds[0]) / (bounds[1] - bounds[0])
+
+
+def shows(name: str, factors: Factors) -> bool:
+    """Whether a picture can tell this factor."""
+    if name == "params":
+        return factors.shape.family != THING
+    return material_shows(name, factors.material)
+
+
+def material_shows(name: str, material: Material) -> bool:
+    """Whether a material can tell this factor: no pattern, no second colour; no highlight, no gloss."""
+    if name in ("color2", "rgb2"):
+        return material.pattern != "plain"
+    if name == "gloss":
+        return material.finish != "matte"
+    if name == "scale":
+        return material.pattern not in ("plain", "gradient", TEXTURED)
+    if name == "angle":
+        return material.pattern in SLANTED
+    return True

@@ -1,0 +1,164 @@
+"""The oracle: a convolutional network that reads the factors back from a picture, and tells instances apart.
+
+It judges what the diffusion model paints; it shares no weights with the model or the concept encoder. Its own
+error on fresh renders belongs beside every figure it gives (`python -m escdiff.evaluation esc-bench`).
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from escdiff.mini.judge import Judge, level, words_of
+from escdiff.mini.world import world
+
+# Heads that also read swatches: colours tell materials apart, and must not tell shapes apart.
+COLORED = ("color", "color2", "rgb", "rgb2", "material_id")
+SWATCHES, SWATCH_WIDTH = 4, 32
+FIRST_FAMILIES, FIRST_PATTERNS = world.FAMILIES[:20], world.PATTERNS[:10]
+
+
+def _classes(families: tuple[str, ...], patterns: tuple[str, ...]) -> dict[str, tuple[str, ...]]:
+    return {
+        "family": families,
+        "pattern": patterns,
+        "color": tuple(world.COLORS),
+        "color2": tuple(world.COLORS),
+        "finish": world.FINISHES,
+        "background": tuple(world.BACKGROUNDS),
+    }
+
+
+CLASSES = _classes((*FIRST_FAMILIES, world.THING), (*FIRST_PATTERNS, world.TEXTURED))
+VALUES = {"params": 4, "rgb": 3, "rgb2": 3, "gloss": 1, "scale": 1, "angle": 1}
+EMBEDDINGS = {"shape_id": 128, "material_id": 128}  # near for two views of one instance, far for another of its name
+# Heads by the network that they read. In one network for all, patterns are hardly learned (docs/log.md).
+READERS = (
+    ("family", "params", "background", "shape_id"),
+    ("pattern", "scale", "angle"),
+    ("color", "color2", "rgb", "rgb2", "finish", "gloss", "material_id"),
+)
+
+
+@dataclass(frozen=True)
+class OracleConfig:
+    """Configuration of an oracle, as its config.json holds it.
+
+    Attributes:
+        channels, blocks: of the trunk's levels, at 64, 32, 16 and 8 positions a side.
+        pooled: how many of the last levels the heads see; the finer ones keep small patterns and highlights.
+        classes: head -> the words it chooses from.
+        values: head -> how many numbers in 0..1 it reads.
+        embeddings: head -> width of a vector of length 1.
+        readers: heads, in groups that have a network each.
+    """
+
+    channels: tuple[int, ...] = (32, 64, 112, 176)
+    blocks: tuple[int, ...] = (1, 2, 2, 2)
+    pooled: int = 3
+    classes: Mapping[str, tuple[str, ...]] = field(default_factory=lambda: CLASSES)
+    values: Mapping[str, int] = field(default_factory=lambda: VALUES)
+    embeddings: Mapping[str, int] = field(default_factory=lambda: EMBEDDINGS)
+    readers: tuple[tuple[str, ...], ...] = READERS
+
+    @classmethod
+    def read(cls, file: Path) -> "OracleConfig":
+        """Of a config.json; the first version names its channels only and reads named things only."""
+        stored = json.loads(file.read_text(encoding="utf-8"))
+        if "classes" not in stored:
+            values = {"params": 4, "rgb": 3, "rgb2": 3, "gloss": 1}
+            classes = _classes(FIRST_FAMILIES, FIRST_PATTERNS)
+            return cls(tuple(stored["channels"]), (0, 1, 1, 1), 1, classes, values, {}, ((*classes, *values),))
+        words = words_of(stored.pop("classes"))
+        trunk = {name: tuple(stored.pop(name)) for name in ("channels", "blocks")}
+        readers = tuple(tuple(heads) for heads in stored.pop("readers"))
+        return cls(**trunk, classes=words, readers=readers, **stored)
+
+
+def _mean(maps: Tensor) -> Tensor:
+    return maps.mean((2, 3))
+
+
+def _most(maps: Tensor) -> Tensor:
+    return maps.amax((2, 3))
+
+
+class _Swatches(nn.Module):
+    """Mean colours of the places that the picture's features look for: pooled maps forget exact colours."""
+
+    def __init__(self, channels: int, width: int) -> None:
+        super().__init__()
+        self.keys = nn.Conv2d(channels, SWATCH_WIDTH, 1)
+        self.queries = nn.Linear(width, SWATCHES * SWATCH_WIDTH)
+
+    def forward(self, pixels: Tensor, maps: Tensor, features: Tensor) -> Tensor:
+        """pixels (B, 3, H, W), maps (B, C, h, w), features (B, F) -> (B, SWATCHES * 3)."""
+        colors = nn.functional.adaptive_avg_pool2d(pixels, maps.shape[-2:]).flatten(2)
+        queries = self.queries(features).unflatten(1, (SWATCHES, SWATCH_WIDTH))
+        places = (queries @ self.keys(maps).flatten(2) * SWATCH_WIDTH**-0.5).softmax(-1)
+        return (places @ colors.transpose(1, 2)).flatten(1)
+
+
+class _Reader(nn.Module):
+    """A trunk and the heads that read it; maps of several levels are pooled by mean and by maximum."""
+
+    def __init__(self, config: OracleConfig, names: Sequence[str]) -> None:
+        super().__init__()
+        self.pooled = config.pooled
+        layers: list[nn.Module] = []
+        self.ends: list[int] = []  # layers of the trunk up to the end of each level
+        for depth, (before, after) in enumerate(zip((3, *config.channels), config.channels, strict=False)):
+            layers += level(before, after, config.blocks[depth])
+            self.ends.append(len(layers))
+        self.trunk = nn.Sequential(*layers)
+        width = 2 * config.channels[-1]
+        pooled = 2 * sum(config.channels[-config.pooled :])
+        self.neck = nn.Sequential(nn.Linear(pooled, width), nn.ReLU(inplace=True))
+        if set(names) & set(COLORED):
+            self.swatches = _Swatches(config.channels[1], width)
+            self.palette = nn.Sequential(nn.Linear(width + 3 * SWATCHES, width), nn.ReLU(inplace=True))
+        sizes = {name: len(words) for name, words in config.classes.items()} | dict(config.values)
+        heads = {name: nn.Linear(width, size) for name, size in sizes.items() if name in names}
+        identities = {name: nn.Linear(width, size) for name, size in config.embeddings.items() if name in names}
+        self.heads, self.identities = nn.ModuleDict(heads), nn.ModuleDict(identities)
+
+    def forward(self, pixels: Tensor) -> dict[str, Tensor]:
+        """See `Oracle.forward`."""
+        levels, maps = [], pixels
+        for start, end in pairwise((0, *self.ends)):
+            maps = self.trunk[start:end](maps)
+            levels.append(maps)
+        seen = levels[-self.pooled :]
+        features = colors = self.neck(torch.cat([pool(maps) for maps in seen for pool in (_mean, _most)], -1))
+        if hasattr(self, "palette"):
+            colors = self.palette(torch.cat([features, self.swatches(pixels, levels[1], features)], -1))
+        out = {name: head(colors if name in COLORED else features) for name, head in self.heads.items()}
+        for name, head in self.identities.items():
+            out[name] = nn.functional.normalize(head(colors if name in COLORED else features), dim=-1)
+        return out
+
+
+class Oracle(Judge):
+    """Pictures to factors and identities."""
+
+    name, settings = "oracle", OracleConfig
+
+    def __init__(self, config: OracleConfig | None = None) -> None:
+        super().__init__()
+        self.config = config = config or OracleConfig()
+        self.readers = nn.ModuleList(_Reader(config, names) for names in config.readers)
+        self.register_load_state_dict_pre_hook(_of_before)
+
+    def forward(self, pixels: Tensor) -> dict[str, Tensor]:
+        """pixels (B, 3, 128, 128) in [-1, 1] -> logits (B, classes), values (B, n), unit vectors (B, width)."""
+        return {name: value for reader in self.readers for name, value in reader(pixels).items()}
+
+
+def _of_before(oracle: Oracle, state: dict[str, Tensor], *_) -> None:
+    """Names of weights from when an oracle was one network."""
+    for name in [name for name in state if not name.startswith("readers.")]:
+        state[f"readers.0.{name}"] = state.pop(name)

@@ -1,0 +1,1 @@
+"""Trainings of the bundled model's parts: CLIP, VAE, U-Net, oracle."""

@@ -1,0 +1,1 @@
+"""Signed distances of everything that stands in the world."""

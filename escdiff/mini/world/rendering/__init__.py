@@ -1,0 +1,1 @@
+"""Rays, light and colour: from a description to pixels."""

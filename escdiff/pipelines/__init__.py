@@ -1,0 +1,1 @@
+"""Painting: from prompts and concepts to pictures, in our own call and in anybody's diffusers pipeline."""

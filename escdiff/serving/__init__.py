@@ -1,0 +1,1 @@
+"""A server for teams, `escdiff-serve`, and the engine that the demo paints with, too."""

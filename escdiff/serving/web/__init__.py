@@ -1,0 +1,1 @@
+"""The application that answers over HTTP."""

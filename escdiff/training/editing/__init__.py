@@ -1,0 +1,1 @@
+"""Trainings of models that edit: InstructPix2Pix and AnyDoor."""

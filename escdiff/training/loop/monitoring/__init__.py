@@ -1,0 +1,1 @@
+"""What a run says of itself: means, speed, validation, loggers, and the watch over its processes."""

@@ -1,0 +1,1 @@
+"""Training of one customization method on its references."""

@@ -1,0 +1,86 @@
+import numpy as np
+import pytest
+import torch
+
+from escdiff.mini.data.chunks import soften
+from escdiff.mini.data.lineups import (
+    INSTANCES,
+    PICTURES,
+    VIEWS,
+    LineUps,
+    build_lineups,
+    differ,
+    lineup,
+    shows,
+)
+from escdiff.mini.oracle import CLASSES
+from escdiff.mini.recipes.identity import identity_loss
+from escdiff.mini.world.world import THING
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("lineups")
+    build_lineups(folder, 4, seed=3, size=16)
+    return folder
+
+
+def test_a_lineup_differs_in_its_instances_alone():
+    for number in range(12):
+        kind = ("shape", "material")[number % 2]
+        factors = lineup(7, number)
+        instances = [getattr(f, kind) for f in factors]
+        assert len(factors) == PICTURES and factors == lineup(7, number)
+        assert [len(set(instances[i : i + VIEWS])) for i in range(0, PICTURES, VIEWS)] == [1] * INSTANCES
+        assert len(set(instances)) == INSTANCES and all(differ(instances[0], other, 0.1) for other in instances[VIEWS:])
+        names = ("family",) if kind == "shape" else ("pattern", "color", "color2", "finish")
+        assert len({tuple(getattr(one, name) for name in names) for one in instances}) == 1
+        others = {getattr(f, "material" if kind == "shape" else "shape") for f in factors}
+        assert len(others) == PICTURES
+
+
+def test_batches_hold_whole_lineups_with_what_each_picture_shows(folder):
+    data = LineUps(folder)
+    pixels, labels = data.__getitems__([(0, 1), (0, 0)])
+    assert pixels.shape == (2 * PICTURES, 3, 16, 16) and -1 <= pixels.min() < pixels.max() <= 1
+    factors = [*lineup(3, 1), *lineup(3, 0)]
+    assert [CLASSES["family"][i] for i in labels["family"]] == [f.shape.family for f in factors]
+    assert labels["shows_params"].tolist() == [f.shape.family != THING for f in factors]
+    assert labels["shows_rgb2"].tolist() == [shows("rgb2", f) for f in factors]
+    assert (labels["shape_id"][:PICTURES] == -1).all() and (labels["material_id"][PICTURES:] == -1).all()
+    assert labels["material_id"][:PICTURES].tolist() == np.repeat(range(4, 8), VIEWS).tolist()
+    assert torch.allclose(labels["params"], torch.tensor([f.shape.params for f in factors]))
+
+
+def test_what_is_rendered_is_kept_and_what_is_missing_is_made_alike(folder):
+    first = folder / "chunk-00000.npy"
+    before = first.read_bytes()
+    build_lineups(folder, 4, seed=3, size=16)
+    assert first.read_bytes() == before
+    (folder / "chunk-00000.json").unlink()
+    build_lineups(folder, 4, seed=3, size=16)
+    assert first.read_bytes() == before
+
+
+def test_a_share_goes_through_the_vae(folder):
+    sharp, _ = LineUps(folder).__getitems__([(0, 2)])
+    soften(folder, lambda pixels: pixels * 0.5)
+    soft, _ = LineUps(folder).__getitems__([(0, 2)])
+    assert torch.allclose(soft, sharp * 0.5, atol=0.01)
+
+
+def test_the_identity_loss_by_hand():
+    vectors = torch.tensor([[1.0, 0.0], [0.6, 0.8], [0.0, 1.0], [9.0, 9.0]])
+    instances = torch.tensor([0, 0, 1, -1])
+    # A picture alone has no partner; of the pair, each against the other two at temperature 1.
+    e = np.exp
+    first, second = -np.log(e(0.6) / (e(0.6) + e(0.0))), -np.log(e(0.6) / (e(0.6) + e(0.8)))
+    assert identity_loss(vectors, instances, 1.0).item() == pytest.approx((first + second) / 2)
+
+
+def test_the_identity_loss_of_a_batch_without_pairs_is_zero_and_can_be_learned_from():
+    vectors = torch.eye(3, requires_grad=True)
+    for instances in ([-1, -1, -1], [0, 1, 2]):
+        loss = identity_loss(vectors, torch.tensor(instances))
+        loss.backward()
+        assert loss == 0 and vectors.grad.isfinite().all()
