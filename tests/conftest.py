@@ -1,17 +1,27 @@
 """Session fixtures: the tiny real components of `tiny.py`. They are shared: deep-copy what you change."""
 
 import os
+import random
 
 # Tests must pass offline, and must show it.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # the networks are tiny, and tests run beside each other
 
+import numpy as np
 import pytest
 import tiny
 import torch
 
 torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def seeded():
+    """The same random numbers in whatever order and process a test runs."""
+    random.seed(0)
+    np.random.seed(0)
+    torch.manual_seed(0)
 
 
 @pytest.fixture(scope="session")

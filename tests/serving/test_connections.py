@@ -4,13 +4,17 @@ import asyncio
 import socket
 import threading
 import time
+from contextlib import contextmanager
+from dataclasses import replace
 
 import httpx
 import pytest
 import uvicorn
 from trouble import encoded, noise
 
+from escdiff.serving import painter
 from escdiff.serving.engine import Engine
+from escdiff.serving.jobs import paint_together
 from escdiff.serving.limits import Limits
 from escdiff.serving.web.app import create_app
 from escdiff.serving.web.store import ConceptStore
@@ -18,11 +22,11 @@ from escdiff.serving.web.store import ConceptStore
 LIMITS = Limits(queue=2, batch=1, steps=900, seconds=2.0, upload_seconds=1.0)
 
 
-@pytest.fixture(scope="module")
-def server(engine, tmp_path_factory):
+@contextmanager
+def serving(engine, limits, folder):
     """(address, application) of a server in a thread, without keys."""
-    own = Engine(engine.backbone, engine.encoder, 1.0, LIMITS)
-    app = create_app(own, ConceptStore(tmp_path_factory.mktemp("store"), 50))
+    own = Engine(engine.backbone, engine.encoder, 1.0, limits)
+    app = create_app(own, ConceptStore(folder, 50))
     with socket.socket() as listening:
         listening.bind(("127.0.0.1", 0))
         running = uvicorn.Server(uvicorn.Config(app, log_level="error"))
@@ -35,12 +39,18 @@ def server(engine, tmp_path_factory):
         thread.join()
 
 
+@pytest.fixture(scope="module")
+def server(engine, tmp_path_factory):
+    with serving(engine, LIMITS, tmp_path_factory.mktemp("store")) as running:
+        yield running
+
+
 @pytest.fixture
 def sizes(server):
     """Sizes of the batches that were painted to their end."""
-    painter, found = server[1].state.service.engine.painter, []
-    painter.on_batch = lambda size, seconds: found.append(size)
-    return found
+    painted = []
+    server[1].state.service.engine.painter.on_batch = lambda size, seconds: painted.append(size)
+    return painted
 
 
 def body(steps):
@@ -50,7 +60,7 @@ def body(steps):
 @pytest.mark.parametrize("accept", ["application/json", "text/event-stream"])
 def test_a_cut_connection_frees_the_painter(server, sizes, accept):
     address, app = server
-    painter = app.state.service.engine.painter
+    own = app.state.service.engine.painter
 
     def wait(condition):
         end = time.monotonic() + 20
@@ -67,21 +77,36 @@ def test_a_cut_connection_frees_the_painter(server, sizes, accept):
     asyncio.run(cut())
     answer = httpx.post(f"{address}/pictures", json=body(1), timeout=60)
     assert answer.status_code == 200
-    wait(lambda: not painter.waiting)
+    wait(lambda: not own.waiting)
     assert sizes == [1], "the first was not painted to its end"
 
 
-def test_more_than_may_wait_are_told_to_come_back(server):
-    address, _ = server
+def test_more_than_may_wait_are_told_to_come_back(engine, tmp_path, monkeypatch):
+    begun, freed = threading.Event(), threading.Event()
 
-    async def ask():
+    def paint(*arguments):
+        begun.set()
+        assert freed.wait(60)
+        return paint_together(*arguments)
+
+    monkeypatch.setattr(painter, "paint_together", paint)
+
+    async def ask(address, waiting):
         async with httpx.AsyncClient(base_url=address, timeout=60) as client:
-            return await asyncio.gather(*(client.post("/pictures", json=body(30 + i)) for i in range(8)))
+            asked = []
+            for number in range(LIMITS.queue + 1):  # one is painted
+                asked.append(asyncio.create_task(client.post("/pictures", json=body(1))))
+                while not begun.is_set() or waiting() < number:
+                    await asyncio.sleep(0.02)
+            refused = await client.post("/pictures", json=body(1))
+            freed.set()
+            return refused, await asyncio.gather(*asked)
 
-    answers = asyncio.run(ask())
-    busy = [answer for answer in answers if answer.status_code == 429]
-    assert busy and all(answer.status_code in (200, 429, 503) for answer in answers)
-    assert busy[0].headers["retry-after"] and "2 pictures are waiting" in busy[0].json()["detail"]
+    with serving(engine, replace(LIMITS, seconds=60.0), tmp_path) as (address, app):
+        refused, answers = asyncio.run(ask(address, lambda: app.state.service.engine.painter.waiting))
+    assert refused.status_code == 429 and refused.headers["retry-after"]
+    assert "2 pictures are waiting" in refused.json()["detail"]
+    assert [answer.status_code for answer in answers] == [200] * (LIMITS.queue + 1)
 
 
 @pytest.mark.parametrize("accept", ["application/json", "text/event-stream"])

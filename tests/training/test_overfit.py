@@ -52,7 +52,7 @@ def fit(module, batch, steps):
 
 def test_a_method_learns_one_batch(backbone):
     teacher, student = (
-        MethodModule(XTI(backbone, keep_norm=False), lr=0.05, max_steps=1, high_noise_bias=NOISY) for _ in range(2)
+        MethodModule(XTI(backbone, keep_norm=False), lr=0.02, max_steps=1, high_noise_bias=NOISY) for _ in range(2)
     )
     torch.nn.init.normal_(teacher.method.table, std=0.1)
     learns(teacher, student, {"latent": make_batch()["latent"], "prompt": ["a photo of a <concept>"] * 3}, 90)
