@@ -17,7 +17,7 @@ from escdiff.mini.judge import Judge, level, words_of
 from escdiff.mini.world import world
 
 # Heads that also read swatches: colours tell materials apart, and must not tell shapes apart.
-COLORED = ("color", "color2", "rgb", "rgb2", "material_id")
+COLORED = ("color", "color2", "rgb", "rgb2")
 SWATCHES, SWATCH_WIDTH = 4, 32
 FIRST_FAMILIES, FIRST_PATTERNS = world.FAMILIES[:20], world.PATTERNS[:10]
 
@@ -38,10 +38,11 @@ VALUES = {"params": 4, "rgb": 3, "rgb2": 3, "gloss": 1, "scale": 1, "angle": 1}
 EMBEDDINGS = {"shape_id": 128, "material_id": 128}  # near for two views of one instance, far for another of its name
 # Heads by the network that they read. In one network for all, patterns are hardly learned (docs/log.md).
 READERS = (
-    ("family", "params", "background", "shape_id"),
+    ("family", "params", "background"),
     ("pattern", "scale", "angle"),
-    ("color", "color2", "rgb", "rgb2", "finish", "gloss", "material_id"),
+    ("color", "color2", "rgb", "rgb2", "finish", "gloss"),
 )
+SEEN = {"shape_id": (0,), "material_id": (1, 2)}  # by an embedding: numbers of networks
 
 
 @dataclass(frozen=True)
@@ -53,8 +54,9 @@ class OracleConfig:
         pooled: how many of the last levels the heads see; the finer ones keep small patterns and highlights.
         classes: head -> the words it chooses from.
         values: head -> how many numbers in 0..1 it reads.
-        embeddings: head -> width of a vector of length 1.
+        embeddings: name -> width of a vector of length 1.
         readers: heads, in groups that have a network each.
+        seen: embedding -> numbers of the networks whose features it is made of; it trains the last of them.
     """
 
     channels: tuple[int, ...] = (32, 64, 112, 176)
@@ -64,6 +66,12 @@ class OracleConfig:
     values: Mapping[str, int] = field(default_factory=lambda: VALUES)
     embeddings: Mapping[str, int] = field(default_factory=lambda: EMBEDDINGS)
     readers: tuple[tuple[str, ...], ...] = READERS
+    seen: Mapping[str, tuple[int, ...]] = field(default_factory=lambda: SEEN)
+
+    @property
+    def width(self) -> int:
+        """Features of a network that heads read."""
+        return 2 * self.channels[-1]
 
     @classmethod
     def read(cls, file: Path) -> "OracleConfig":
@@ -72,11 +80,11 @@ class OracleConfig:
         if "classes" not in stored:
             values = {"params": 4, "rgb": 3, "rgb2": 3, "gloss": 1}
             classes = _classes(FIRST_FAMILIES, FIRST_PATTERNS)
-            return cls(tuple(stored["channels"]), (0, 1, 1, 1), 1, classes, values, {}, ((*classes, *values),))
-        words = words_of(stored.pop("classes"))
+            return cls(tuple(stored["channels"]), (0, 1, 1, 1), 1, classes, values, {}, ((*classes, *values),), {})
+        words, seen = words_of(stored.pop("classes")), words_of(stored.pop("seen"))
         trunk = {name: tuple(stored.pop(name)) for name in ("channels", "blocks")}
         readers = tuple(tuple(heads) for heads in stored.pop("readers"))
-        return cls(**trunk, classes=words, readers=readers, **stored)
+        return cls(**trunk, classes=words, readers=readers, seen=seen, **stored)
 
 
 def _mean(maps: Tensor) -> Tensor:
@@ -115,19 +123,17 @@ class _Reader(nn.Module):
             layers += level(before, after, config.blocks[depth])
             self.ends.append(len(layers))
         self.trunk = nn.Sequential(*layers)
-        width = 2 * config.channels[-1]
         pooled = 2 * sum(config.channels[-config.pooled :])
+        width = config.width
         self.neck = nn.Sequential(nn.Linear(pooled, width), nn.ReLU(inplace=True))
         if set(names) & set(COLORED):
             self.swatches = _Swatches(config.channels[1], width)
             self.palette = nn.Sequential(nn.Linear(width + 3 * SWATCHES, width), nn.ReLU(inplace=True))
         sizes = {name: len(words) for name, words in config.classes.items()} | dict(config.values)
-        heads = {name: nn.Linear(width, size) for name, size in sizes.items() if name in names}
-        identities = {name: nn.Linear(width, size) for name, size in config.embeddings.items() if name in names}
-        self.heads, self.identities = nn.ModuleDict(heads), nn.ModuleDict(identities)
+        self.heads = nn.ModuleDict({name: nn.Linear(width, size) for name, size in sizes.items() if name in names})
 
-    def forward(self, pixels: Tensor) -> dict[str, Tensor]:
-        """See `Oracle.forward`."""
+    def forward(self, pixels: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+        """pixels (B, 3, H, W) -> heads' outputs, and the features that they read last (B, width)."""
         levels, maps = [], pixels
         for start, end in pairwise((0, *self.ends)):
             maps = self.trunk[start:end](maps)
@@ -137,9 +143,7 @@ class _Reader(nn.Module):
         if hasattr(self, "palette"):
             colors = self.palette(torch.cat([features, self.swatches(pixels, levels[1], features)], -1))
         out = {name: head(colors if name in COLORED else features) for name, head in self.heads.items()}
-        for name, head in self.identities.items():
-            out[name] = nn.functional.normalize(head(colors if name in COLORED else features), dim=-1)
-        return out
+        return out, colors
 
 
 class Oracle(Judge):
@@ -151,14 +155,27 @@ class Oracle(Judge):
         super().__init__()
         self.config = config = config or OracleConfig()
         self.readers = nn.ModuleList(_Reader(config, names) for names in config.readers)
+        self.identities = nn.ModuleDict(
+            {name: _embedding(len(config.seen[name]) * config.width, size) for name, size in config.embeddings.items()}
+        )
         self.register_load_state_dict_pre_hook(_of_before)
 
     def forward(self, pixels: Tensor) -> dict[str, Tensor]:
         """pixels (B, 3, 128, 128) in [-1, 1] -> logits (B, classes), values (B, n), unit vectors (B, width)."""
-        return {name: value for reader in self.readers for name, value in reader(pixels).items()}
+        heads, features = zip(*(reader(pixels) for reader in self.readers), strict=True)
+        out = {name: value for values in heads for name, value in values.items()}
+        for name, embed in self.identities.items():
+            *others, last = (features[number] for number in self.config.seen[name])
+            seen = torch.cat([*(other.detach() for other in others), last], -1)  # embeddings would unlearn patterns
+            out[name] = nn.functional.normalize(embed(seen), dim=-1)
+        return out
+
+
+def _embedding(seen: int, size: int) -> nn.Sequential:
+    return nn.Sequential(nn.Linear(seen, seen), nn.ReLU(inplace=True), nn.Linear(seen, size))
 
 
 def _of_before(oracle: Oracle, state: dict[str, Tensor], *_) -> None:
     """Names of weights from when an oracle was one network."""
-    for name in [name for name in state if not name.startswith("readers.")]:
+    for name in [name for name in state if not name.startswith(("readers.", "identities."))]:
         state[f"readers.0.{name}"] = state.pop(name)

@@ -103,11 +103,14 @@ class Chunked(Dataset):
     def __len__(self) -> int:
         return len(self.files) * self.per_chunk // self.group
 
+    def rows(self, epoch: int, group: int) -> np.ndarray:
+        """Numbers of the pictures that a visit of a group brings, (`group`,)."""
+        return np.arange(group * self.group, (group + 1) * self.group)
+
     def __getitems__(self, visits: list[tuple[int, int]]) -> tuple[Tensor, dict[str, Tensor]]:
-        firsts = [row * self.group for _, row in visits]
-        parts = [self.pixels[f // self.per_chunk][f % self.per_chunk :][: self.group] for f in firsts]
-        rows = np.concatenate([np.arange(first, first + self.group) for first in firsts])
-        return to_pixels(np.concatenate(parts)), {name: values[rows] for name, values in self.labels.items()}
+        rows = np.concatenate([self.rows(*visit) for visit in visits])
+        pixels = np.stack([self.pixels[row // self.per_chunk][row % self.per_chunk] for row in rows])
+        return to_pixels(pixels), {name: values[rows] for name, values in self.labels.items()}
 
 
 def _render_chunk(folder: Path, draw: Draw, describe: Describe, size: int, chunk: int) -> None:

@@ -22,6 +22,7 @@ from escdiff.mini.world.world import TEXTURED, THING, Factors, Material, Shape
 KINDS = ("shape", "material")
 INSTANCES, VIEWS = 4, 4
 PICTURES = INSTANCES * VIEWS
+SEEN_VIEWS = 2  # of each instance in a batch
 PER_CHUNK = 32  # line-ups in one file
 NAMELESS = 0.12  # share of line-ups of things or textures, and of the other factors
 STREAM = 770_000  # of random numbers, apart from those of data_prep and of the bench
@@ -125,6 +126,9 @@ def _chunk(seed: int, chunk: int) -> list[Factors]:
 class LineUps(Chunked):
     """Batches of line-ups: pixels (B * 16, 3, H, W) in [-1, 1] and, per picture, what is to be read.
 
+    Of each line-up come two views of every instance, and as many pictures from anywhere: the pictures of one line-up
+    are all alike, and a batch of nothing else teaches names slowly.
+
     Labels are (N,) classes, (N, n) values in 0..1; "shape_id" and "material_id": (N,) the instance, -1 where the
     line-up is of the other kind; and "shows_{name}": (N,) bool, whether the picture shows that value at all.
     """
@@ -132,6 +136,13 @@ class LineUps(Chunked):
     def __init__(self, folder: Path) -> None:
         super().__init__(folder, PICTURES, PER_CHUNK * PICTURES)
         self.labels = labels_of([Factors.from_dict(record) for record in self.described()])
+
+    def rows(self, epoch: int, group: int) -> np.ndarray:
+        """Half a line-up, and as many rows of the whole."""
+        rng = np.random.default_rng((STREAM, epoch, group))
+        views = np.sort(rng.permuted(np.tile(np.arange(VIEWS), (INSTANCES, 1)), axis=1)[:, :SEEN_VIEWS])
+        of_lineup = group * PICTURES + (np.arange(INSTANCES)[:, None] * VIEWS + views).ravel()
+        return np.concatenate([of_lineup, rng.integers(len(self) * PICTURES, size=PICTURES - len(of_lineup))])
 
 
 def labels_of(factors: list[Factors]) -> dict[str, Tensor]:

@@ -6,6 +6,7 @@ from escdiff.mini.data.chunks import soften
 from escdiff.mini.data.lineups import (
     INSTANCES,
     PICTURES,
+    SEEN_VIEWS,
     VIEWS,
     LineUps,
     build_lineups,
@@ -39,17 +40,25 @@ def test_a_lineup_differs_in_its_instances_alone():
         assert len(others) == PICTURES
 
 
-def test_batches_hold_whole_lineups_with_what_each_picture_shows(folder):
+def test_batches_hold_pairs_of_lineups_and_others_with_what_each_picture_shows(folder):
     data = LineUps(folder)
-    pixels, labels = data.__getitems__([(0, 1), (0, 0)])
+    visits = [(0, 1), (5, 0)]
+    pixels, labels = data.__getitems__(visits)
+    rows = np.concatenate([data.rows(*visit) for visit in visits])
     assert pixels.shape == (2 * PICTURES, 3, 16, 16) and -1 <= pixels.min() < pixels.max() <= 1
-    factors = [*lineup(3, 1), *lineup(3, 0)]
+    assert np.abs(pixels.numpy() - data.pixels[0][rows].transpose(0, 3, 1, 2) / 127.5 + 1).max() < 1e-6
+    everything = [factors for number in range(len(data)) for factors in lineup(3, number)]
+    factors = [everything[row] for row in rows]
     assert [CLASSES["family"][i] for i in labels["family"]] == [f.shape.family for f in factors]
     assert labels["shows_params"].tolist() == [f.shape.family != THING for f in factors]
     assert labels["shows_rgb2"].tolist() == [shows("rgb2", f) for f in factors]
-    assert (labels["shape_id"][:PICTURES] == -1).all() and (labels["material_id"][PICTURES:] == -1).all()
-    assert labels["material_id"][:PICTURES].tolist() == np.repeat(range(4, 8), VIEWS).tolist()
     assert torch.allclose(labels["params"], torch.tensor([f.shape.params for f in factors]))
+    pairs = SEEN_VIEWS * INSTANCES
+    assert labels["material_id"][:pairs].tolist() == np.repeat(range(4, 8), SEEN_VIEWS).tolist()
+    assert (labels["shape_id"][:pairs] == -1).all()
+    assert len(set(rows[:pairs])) == pairs and len({factors[i].shape for i in range(0, pairs, SEEN_VIEWS)}) == INSTANCES
+    assert set(rows[pairs:PICTURES]) != set(rows[PICTURES + pairs :]), "others come from anywhere"
+    assert (data.rows(0, 1) == data.rows(0, 1)).all() and (data.rows(1, 1) != data.rows(0, 1)).any()
 
 
 def test_what_is_rendered_is_kept_and_what_is_missing_is_made_alike(folder):
