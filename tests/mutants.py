@@ -48,6 +48,8 @@ MUTANTS = (
            'within = step.batch["mask"].repeat', 'within = (0.0 * step.batch["mask"] + 1.0).repeat'),
     Mutant("encoder: independence voided", TERMS, "return losses.independence", "return 0.0 * losses.independence"),
     Mutant("encoder: invariance voided", TERMS, "return sum(losses.invariance", "return 0.0 * sum(losses.invariance"),
+    Mutant("encoder: another instance's picture taken for the same one's", TERMS,
+           'step.batch.get(f"{attribute}_instance", rows)', "rows"),
     Mutant("encoder: pairs not made up for the steps without", TERMS,
            "objective.pairs_every * weight if name in PAIRED else weight", "weight"),
     Mutant("encoder: weights of the terms ignored", TERMS, "else weight) * value", "else 1.0) * value"),

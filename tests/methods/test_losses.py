@@ -1,5 +1,7 @@
 """Every loss against a value computed by hand, and its promises."""
 
+import math
+
 import pytest
 import torch
 
@@ -71,3 +73,20 @@ def test_density_is_low_at_words_and_pulls_towards_them():
     losses.density(vector, words, 0.2).backward()
     assert torch.dot(vector.grad, vector.detach() - words[0]) > 0
     assert losses.density(words.view(5, 2, 5, 8), words, 0.5) == pytest.approx(at_words.item())
+
+
+def test_the_identity_loss_by_hand():
+    vectors = torch.tensor([[1.0, 0.0], [0.6, 0.8], [0.0, 1.0], [9.0, 9.0]])
+    instances = torch.tensor([0, 0, 1, -1])
+    # A picture alone has no partner; of the pair, each against the other two at temperature 1.
+    e = math.exp
+    first, second = -math.log(e(0.6) / (e(0.6) + e(0.0))), -math.log(e(0.6) / (e(0.6) + e(0.8)))
+    assert losses.identity(vectors, instances, 1.0).item() == pytest.approx((first + second) / 2)
+
+
+def test_the_identity_loss_of_a_batch_without_pairs_is_zero_and_can_be_learned_from():
+    vectors = torch.eye(3, requires_grad=True)
+    for instances in ([-1, -1, -1], [0, 1, 2]):
+        loss = losses.identity(vectors, torch.tensor(instances))
+        loss.backward()
+        assert loss == 0 and vectors.grad.isfinite().all()

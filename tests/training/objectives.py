@@ -25,7 +25,9 @@ from escdiff.support.config.loss import LossConfig
 from escdiff.training.encoder.module import MASKS, EncoderModule
 
 DRAWS, CHANNELS = 2, tiny.LATENT_CHANNELS
-TERMS = {"mask": 0.5, "invariance": 0.7, "independence": 3.0, "words": 0.1, "gates": 0.3, "residual": 0.2}
+TERMS = {"mask": 0.5, "invariance": 0.7, "independence": 3.0, "instances": 0.4}
+TERMS |= {"words": 0.1, "gates": 0.3, "residual": 0.2}
+INSTANCES = {"shape": [0, 1, 0], "appearance": [0, 1, 2]}
 KEPT = {"drop_shape": 0.0, "drop_appearance": 0.0, "drop_text": 0.0, "drop_mask": 0.0}
 CERTAIN = -30.0  # log-variance of latents that are their mean
 
@@ -92,6 +94,16 @@ def independence(a: Tensor, b: Tensor) -> Tensor:
     return (torch.einsum("bi,bj->ij", a, b) / (len(a) - 1)).square().mean()
 
 
+def instances(views: Tensor, others: Tensor, numbers: list[int]) -> Tensor:
+    """Supervised contrast (arXiv 2004.11362, eq. 2), a picture at a time, at a temperature of 0.1."""
+    vectors, numbers, total = torch.cat([views, others]), numbers * 2, 0.0
+    for i, own in enumerate(vectors):
+        shares = {j: torch.cosine_similarity(own, other, 0) / 0.1 for j, other in enumerate(vectors) if j != i}
+        everything = torch.stack(list(shares.values())).logsumexp(0)
+        total += torch.stack([everything - shares[j] for j in shares if numbers[j] == numbers[i]]).mean()
+    return total / len(vectors)
+
+
 def make_backbone(kind, tiny_backbone):
     parts = {name: copy.deepcopy(getattr(tiny_backbone, name)) for name in ("unet", "vae", "text_encoder")}
     for name, weight in parts["unet"].named_parameters():
@@ -116,6 +128,7 @@ def make_batch():
     prompts = ["a photo of a <appearance> <shape>", "one <shape> made of <appearance>, blurred", "a <shape>"]
     words = {"shape_words": ["mug", "", "cube"], "appearance_words": ["striped red", "blue", ""]}
     latent = certain(torch.randn(3, CHANNELS, 8, 8))
+    words |= {f"{name}_instance": torch.tensor(numbers) for name, numbers in INSTANCES.items()}
     return {"prompt": prompts, "latent": latent, **pictures, **masks, **words}
 
 

@@ -55,6 +55,8 @@ def regular_terms(encoder, found, residuals):
     scale = encoder.embedding_scale
     terms = 2 * TERMS["invariance"] * sum(plain.invariance(found[a], found[f"target {a}"]) for a in ATTRIBUTES)
     terms += 2 * TERMS["independence"] * plain.independence(found["target shape"], found["target appearance"])
+    for a in ATTRIBUTES:
+        terms += 2 * TERMS["instances"] * plain.instances(found[a], found[f"target {a}"], plain.INSTANCES[a])
     return terms + TERMS["residual"] * sum((residuals[a] / scale).square().mean() for a in ATTRIBUTES)
 
 

@@ -12,6 +12,8 @@ from escdiff.mini.data.arrays import LABELS
 from escdiff.mini.world.world import HELD_OUT_FAMILIES, HELD_OUT_PATTERNS
 from escdiff.support.errors import UserError
 
+WINDOW = 512  # targets that are searched for pairs; even, so that none is cut
+
 
 class SwapPairs:
     """Rows of a dataset that may be targets, and their references.
@@ -50,6 +52,7 @@ class SwapPairs:
         sides = (shape.max() + 1, material.max() + 1) if len(rows) else (0, 0)
         self._table = np.full((len(groups), *sides), -1)  # (groups, shapes, materials) -> row or -1
         self._table[group, shape, material] = rows
+        self._names = np.stack([columns["family"], columns["pattern"]])
         self._place = np.full((len(allowed), 3), -1)
         self._place[rows] = np.stack([group, shape, material], 1)
         filled = self._table >= 0
@@ -64,6 +67,32 @@ class SwapPairs:
         same_shape = self._table[group, shape]
         same_material = self._table[group, :, material]
         return _other(same_shape, target, rng), _other(same_material, target, rng)
+
+    def instances(self, targets: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Numbers (B,) of the targets' shapes and of their materials, equal where two are the same one."""
+        group, shape, material = self._place[targets].T
+        shapes, materials = self._table.shape[1:]
+        return group * shapes + shape, group * materials + material
+
+    def beside_namesakes(self, targets: np.ndarray) -> np.ndarray:
+        """The targets in an order in which most stand in pairs of one family or, by turns, of one pattern.
+
+        A window of targets is paired after the other, so that the order stays nearly as random as it was.
+        """
+        windows = [targets[first : first + WINDOW] for first in range(0, len(targets), WINDOW)]
+        return np.concatenate([_paired(rows, self._names[turn % 2][rows]) for turn, rows in enumerate(windows)])
+
+
+def _paired(rows: np.ndarray, names: np.ndarray) -> np.ndarray:
+    """Rows with equal names two by two, in the order in which the second of them comes; the others behind."""
+    waiting: dict[int, int] = {}
+    pairs = []
+    for row, name in zip(rows.tolist(), names.tolist(), strict=True):
+        if name in waiting:
+            pairs += [waiting.pop(name), row]
+        else:
+            waiting[name] = row
+    return np.array(pairs + list(waiting.values()), rows.dtype)
 
 
 def validation_rows(group: np.ndarray, fraction: float) -> np.ndarray:

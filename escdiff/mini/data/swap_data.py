@@ -21,7 +21,8 @@ from escdiff.training.loop.prepare_data import ensure_latents, lent, on_rank_zer
 
 PREVIEWS = 6
 OPTIONS = (
-    "one_reference", "shape_only", "appearance_only", "reframed", "val_fraction", "batch_size", "num_workers",
+    "one_reference", "shape_only", "appearance_only", "reframed", "namesakes", "val_fraction", "batch_size",
+    "num_workers",
 )  # fmt: skip
 
 

@@ -39,6 +39,7 @@ class SwapDataset(Dataset):
         shuffle: bool = True,
         reframed: float = 0.0,
         tokens: StoredTokens | None = None,
+        namesakes: bool = False,
     ) -> None:
         """Serve the targets of `pairs`.
 
@@ -47,9 +48,10 @@ class SwapDataset(Dataset):
             shares: probabilities of "one_reference", "shape_only" and "appearance_only".
             reframed: probability that a reference is framed anew.
             tokens: given instead of the references' pixels, and of the targets too.
+            namesakes: whether samples of one family, or of one pattern, come side by side.
         """
         self.arrays, self.pairs, self.latents, self.reframed = arrays, pairs, latents, reframed
-        self.tokens = tokens
+        self.tokens, self.namesakes = tokens, namesakes
         self.seed, self.shares, self.shuffle = seed, shares, shuffle
         self._order: tuple[int, np.ndarray] = (-1, pairs.targets)
 
@@ -60,7 +62,8 @@ class SwapDataset(Dataset):
         """The rows of `epoch` in training order."""
         if self.shuffle and self._order[0] != epoch:
             rng = np.random.default_rng([self.seed, epoch])
-            self._order = (epoch, rng.permutation(self.pairs.targets))
+            rows = rng.permutation(self.pairs.targets)
+            self._order = (epoch, self.pairs.beside_namesakes(rows) if self.namesakes else rows)
         return self._order[1]
 
     def __getitem__(self, request: Request) -> dict[str, Any]:
@@ -81,6 +84,8 @@ class SwapDataset(Dataset):
         else:
             batch["latent"] = self.latents[torch.from_numpy(rows)].float()
         factors = [self.arrays.factors[int(row)] for row in rows]
+        for attribute, numbers in zip(ATTRIBUTES, self.pairs.instances(rows), strict=True):
+            batch[f"{attribute}_instance"] = torch.from_numpy(numbers)
         batch["shape_words"] = [f.shape.family for f in factors]
         batch["appearance_words"] = [material_words(f.material).replace(" and ", " ") for f in factors]
         for attribute in ATTRIBUTES:
@@ -119,6 +124,7 @@ class EncoderDataModule(ResumableDataModule):
         where `tokens` names a cache, "shape_tokens", "appearance_tokens" and "target_tokens" (B, F) instead
         "prompt": list of str with "<shape>" and/or "<appearance>"; "uses_shape", "uses_appearance": bool (B,)
         "shape_words", "appearance_words": list of str, what the placeholders stand for, as far as words can say
+        "shape_instance", "appearance_instance": int64 (B,), equal where two samples have the same one
         "key": list of str; "position": (epoch, sample) to resume from after this batch (training only)
 
     Raises:
@@ -137,6 +143,7 @@ class EncoderDataModule(ResumableDataModule):
         shape_only: float = DataConfig.shape_only,
         appearance_only: float = DataConfig.appearance_only,
         reframed: float = DataConfig.reframed,  # of training references
+        namesakes: bool = DataConfig.namesakes,
         val_fraction: float = DataConfig.val_fraction,  # of the groups
         exclude_families: Collection[str] = HELD_OUT_FAMILIES,
         exclude_patterns: Collection[str] = HELD_OUT_PATTERNS,
@@ -153,7 +160,7 @@ class EncoderDataModule(ResumableDataModule):
             "exclude_families": tuple(exclude_families),
             "exclude_patterns": tuple(exclude_patterns),
         }
-        self.tokens = tokens
+        self.tokens, self.namesakes = tokens, namesakes
         self.train_set: SwapDataset | None = None
         self.val_set: SwapDataset | None = None
 
@@ -162,7 +169,7 @@ class EncoderDataModule(ResumableDataModule):
             "data": Index.load(self.folder).fingerprint(), "seed": self.seed,
             "val_fraction": self.val_fraction, "reframed": self.reframed,
             **{name: list(words) for name, words in self.excluded.items()}, **self.shares,
-            **({"tokens": self.tokens} if self.tokens else {}),
+            **({"tokens": self.tokens} if self.tokens else {}), **({"namesakes": True} if self.namesakes else {}),
         }  # fmt: skip
 
     def prepare_data(self) -> None:
@@ -178,7 +185,7 @@ class EncoderDataModule(ResumableDataModule):
         held_out = validation_rows(arrays.group, self.val_fraction)
         pairs = SwapPairs(columns, keep=~held_out, **self.excluded)
         tokens = None if self.tokens is None else StoredTokens(self.folder, self.tokens)
-        train = {"reframed": self.reframed, "tokens": tokens}
+        train = {"reframed": self.reframed, "tokens": tokens, "namesakes": self.namesakes}
         self.train_set = SwapDataset(arrays, pairs, latents, self.seed, self.shares, **train)
         if held_out.any():
             pairs = SwapPairs(columns, keep=held_out, **self.excluded)

@@ -18,12 +18,12 @@ from transformers import CLIPModel
 
 from escdiff.data.views import reframe
 from escdiff.encoder.vision import normalise
+from escdiff.methods.losses import identity
 from escdiff.mini import parts as mini
 from escdiff.mini.data.arrays import LABELS, UNNAMED, StillLifeArrays
 from escdiff.mini.data.still_life import GROUP
 from escdiff.mini.data.swap_data import ensure_rendered
 from escdiff.mini.recipes import degrees
-from escdiff.mini.recipes.identity import identity_loss
 from escdiff.mini.world.scene_captions import any_caption
 from escdiff.mini.world.world import PATTERNS, TWO_ALIKE
 from escdiff.support.config.train import TrainConfig
@@ -149,7 +149,7 @@ class ClipModule(L.LightningModule):
             logs |= {f"top1_{kind}": top1(logits[kind], target) for kind, target in shown.items()}
         if self.hparams.instances:
             vectors = self.instance_vectors(out.vision_model_output)
-            same = {name: identity_loss(vectors[name], labels[name]) for name in INSTANCES}
+            same = {name: identity(vectors[name], labels[name]) for name in INSTANCES}
             loss = loss + self.hparams.instances * sum(same.values())
             logs |= {f"same_{name}": value.detach() for name, value in same.items()}
         return {"loss": loss, "logs": logs}

@@ -12,10 +12,10 @@ from torch.utils.data import DataLoader, Dataset
 
 from escdiff.backbone import mini_folder
 from escdiff.data.pictures import expand
+from escdiff.methods.losses import identity
 from escdiff.mini.data.chunks import soften
 from escdiff.mini.data.lineups import KINDS, PICTURES, LineUps, build_lineups
 from escdiff.mini.oracle import CLASSES, VALUES, Oracle
-from escdiff.mini.recipes.identity import identity_loss
 from escdiff.mini.world.world import TWO_ALIKE
 from escdiff.support.config.train import TrainConfig
 from escdiff.support.config.trainer import OptimConfig
@@ -64,7 +64,7 @@ def sample_losses(out: dict[str, Tensor], factors: dict[str, Tensor]) -> Tensor:
 
 
 class OracleModule(L.LightningModule):
-    """Reads factors and tells instances apart; see `sample_losses` and `identity_loss`."""
+    """Reads factors and tells instances apart; see `sample_losses` and `escdiff.methods.losses.identity`."""
 
     progress = ("family",)
 
@@ -79,7 +79,7 @@ class OracleModule(L.LightningModule):
         out = {name: values.float() for name, values in out.items()}
         straight, swapped = sample_losses(out, factors), sample_losses(out, swap_colors(factors))
         read = torch.where(of_pattern(factors, TWO_ALIKE), torch.minimum(straight, swapped), straight).mean()
-        same = {kind: identity_loss(out[f"{kind}_id"], factors[f"{kind}_id"]) for kind in KINDS}
+        same = {kind: identity(out[f"{kind}_id"], factors[f"{kind}_id"]) for kind in KINDS}
         loss = read + sum(IDENTITY_WEIGHTS[kind] * value for kind, value in same.items())
         logs = {
             name: (out[name].argmax(-1) == factors[name]).float().mean() for name in ("family", "pattern", "finish")

@@ -9,9 +9,9 @@ from torch import Tensor
 
 from escdiff.backbone import mini_folder
 from escdiff.data.pictures import expand
+from escdiff.methods.losses import identity
 from escdiff.mini.data.chunks import soften
 from escdiff.mini.data.sheets import ABSENT, PICTURES, Sheets, build_sheets
-from escdiff.mini.recipes.identity import identity_loss
 from escdiff.mini.recipes.oracle import judge_training, reconstruction, roughen
 from escdiff.mini.scene_oracle import CLASSES, SceneOracle
 from escdiff.support.config.train import TrainConfig
@@ -84,7 +84,7 @@ def losses(out: dict[str, Tensor], labels: dict[str, Tensor]) -> dict[str, Tenso
             terms[name] = F.cross_entropy(out[name][labelled], labels[name][labelled], label_smoothing=0.05)
     if (labelled := labels["face_id"] != ABSENT).any():
         terms["face"] = FACE_WEIGHT * (out["face"][labelled] - labels["face"][labelled]).square().mean()
-        terms["face_id"] = identity_loss(out["face_id"], labels["face_id"])
+        terms["face_id"] = identity(out["face_id"], labels["face_id"])
     return terms
 
 

@@ -43,6 +43,7 @@ class DataConfig:
                         "(photos)")  # fmt: skip
     reframed: float = key(0.5, "share of references that are mirrored, zoomed, tilted and shifted (encoder)",
                           low=0, high=1)  # fmt: skip
+    namesakes: bool = key(False, "batches hold pairs of one family or one pattern, for loss.instances (encoder)")
     val_fraction: float = key(0.02, "share of the samples that are held out", low=0, high=1)
     buffer: int = key(500, "samples in the shuffle buffer of streamed shards", low=1)
     check_hashes: bool = key(False, "compare every shard with its SHA-256 before training")

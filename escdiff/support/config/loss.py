@@ -18,8 +18,9 @@ class LossConfig:
     words: float = key(0.1, "weight of the distance from the caption's own words", low=0)
     words_only: float = key(0.25, "share of the run that trains on words alone, without the diffusion model", low=0)
     invariance: float = key(0.05, "weight of: same shape in another material, same features; likewise material", low=0)
-    pairs_every: int = key(2, "steps between the terms on pairs of pictures, invariance and independence", low=1)
+    pairs_every: int = key(2, "steps between the terms on pairs: invariance, independence, instances", low=1)
     independence: float = key(0.02, "weight of the cross-correlation of the two heads' features", low=0)
+    instances: float = key(0.0, "weight of the contrast of each head's features: an instance against all others", low=0)
     gates: float = key(0.001, "weight of the mean gate (sparsity)", low=0)
     residual: float = key(0.001, "weight of the mean square of what is added to the anchor words", low=0)
     anchor: float = key(0.0, "share of the loss that is the words' distance from their initial words (method)",

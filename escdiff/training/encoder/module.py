@@ -35,7 +35,7 @@ MASKS = ("shape_mask", "appearance_mask", "mask")
 class EncoderModule(L.LightningModule):
     """`backbone` is frozen and stays outside the module, so that no checkpoint or average holds it.
 
-    Batches are those of `escdiff.mini.data.swaps.EncoderDataModule`; invariance and independence also need
+    Batches are those of `escdiff.mini.data.swaps.EncoderDataModule`; the terms on pairs also need
     the target's "pixels", or stored tokens in place of all pictures.
     """
 
@@ -92,7 +92,8 @@ class EncoderModule(L.LightningModule):
     @property
     def pairs_due(self) -> bool:
         objective = self.objective
-        return bool(objective.invariance or objective.independence) and self.global_step % objective.pairs_every == 0
+        asked = objective.invariance or objective.independence or objective.instances
+        return bool(asked) and self.global_step % objective.pairs_every == 0
 
     @property
     def kind_of_step(self) -> str:

@@ -9,7 +9,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
+from torch.nn import functional
 
 from escdiff.concept import ATTRIBUTES
 from escdiff.encoder.encoder import ConceptEncoder
@@ -88,6 +90,19 @@ def independence(step: Step) -> Tensor | None:
     return losses.independence(step.features["target_shape"], step.features["target_appearance"])
 
 
+def instances(step: Step) -> Tensor | None:
+    """Contrast of each head's features: two pictures of one instance against those of all others in the batch."""
+    if "target_shape" not in step.features:
+        return None
+    total = 0.0
+    for attribute in ATTRIBUTES:
+        views = torch.cat([step.features[attribute], step.features[f"target_{attribute}"]])
+        rows = torch.arange(len(views) // 2, device=views.device)
+        numbers = step.batch.get(f"{attribute}_instance", rows).to(views.device).repeat(2)
+        total = total + losses.identity(functional.normalize(views.float(), dim=-1), numbers)
+    return total
+
+
 def words(step: Step) -> Tensor | None:
     """The ungated vectors' distance from the caption's own words, of samples with words and both attributes."""
     if "shape_words" not in step.batch or not step.objective.words:
@@ -102,9 +117,9 @@ def words(step: Step) -> Tensor | None:
 
 TERMS: dict[str, Term] = {
     "denoising": denoising, "mask": mask, "gates": gates, "residual": residual, "invariance": invariance,
-    "independence": independence, "words": words,
+    "independence": independence, "instances": instances, "words": words,
 }  # fmt: skip
-PAIRED = ("invariance", "independence")  # due every `pairs_every` steps, hence so much stronger
+PAIRED = ("invariance", "independence", "instances")  # due every `pairs_every` steps, hence so much stronger
 
 
 def added_terms(objective: LossConfig) -> dict[str, Term]:

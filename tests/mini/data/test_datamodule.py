@@ -5,6 +5,7 @@ import torch
 from escdiff.data.latent_cache import encode_dataset
 from escdiff.data.photos import PhotoDataModule
 from escdiff.data.resumable import Place, PositionSampler
+from escdiff.mini.data import pairing
 from escdiff.mini.data.arrays import LABELS, StillLifeArrays
 from escdiff.mini.data.pairing import SwapPairs
 from escdiff.mini.data.swaps import EncoderDataModule
@@ -181,6 +182,24 @@ def test_rows_and_columns_without_a_partner_are_no_targets():
     pairs = SwapPairs({name: np.array(values) for name, values in grid.items()})
     assert pairs.targets.tolist() == [0]
     assert pairs.references(0, np.random.default_rng(0)) == (1, 2)
+
+
+def test_namesakes_stand_in_pairs_and_instances_have_numbers(still_life_folder):
+    data = module(still_life_folder, namesakes=True, batch_size=8)
+    data.setup()
+    pairs, order = data.train_set.pairs, data.train_set.order(3)
+    assert sorted(order) == pairs.targets.tolist() and (order == data.train_set.order(3)).all()
+    assert (order != data.train_set.order(4)).any()
+    families = data.train_set.arrays.labels["family"][order[: pairing.WINDOW]]
+    names = [np.count_nonzero(families == name) for name in set(families.tolist())]
+    paired = [a == b for a, b in zip(families[::2], families[1::2], strict=False)]
+    assert sum(paired) == sum(number // 2 for number in names) and all(paired[: sum(paired)])
+    batch = next(iter(data.train_dataloader()))
+    factors = [data.train_set.arrays.factors[int(key)] for key in batch["key"]]
+    for attribute, instances in (("shape", [f.shape for f in factors]), ("appearance", [f.material for f in factors])):
+        numbers = batch[f"{attribute}_instance"].tolist()
+        same = {(i, j) for i in range(8) for j in range(8) if instances[i] == instances[j]}
+        assert same == {(i, j) for i in range(8) for j in range(8) if numbers[i] == numbers[j]}
 
 
 def test_photo_module_gives_the_same_kind_of_batch(still_life_folder):

@@ -15,7 +15,6 @@ from escdiff.mini.data.lineups import (
     shows,
 )
 from escdiff.mini.oracle import CLASSES
-from escdiff.mini.recipes.identity import identity_loss
 from escdiff.mini.world.world import THING
 
 
@@ -76,20 +75,3 @@ def test_a_share_goes_through_the_vae(folder):
     soften(folder, lambda pixels: pixels * 0.5)
     soft, _ = LineUps(folder).__getitems__([(0, 2)])
     assert torch.allclose(soft, sharp * 0.5, atol=0.01)
-
-
-def test_the_identity_loss_by_hand():
-    vectors = torch.tensor([[1.0, 0.0], [0.6, 0.8], [0.0, 1.0], [9.0, 9.0]])
-    instances = torch.tensor([0, 0, 1, -1])
-    # A picture alone has no partner; of the pair, each against the other two at temperature 1.
-    e = np.exp
-    first, second = -np.log(e(0.6) / (e(0.6) + e(0.0))), -np.log(e(0.6) / (e(0.6) + e(0.8)))
-    assert identity_loss(vectors, instances, 1.0).item() == pytest.approx((first + second) / 2)
-
-
-def test_the_identity_loss_of_a_batch_without_pairs_is_zero_and_can_be_learned_from():
-    vectors = torch.eye(3, requires_grad=True)
-    for instances in ([-1, -1, -1], [0, 1, 2]):
-        loss = identity_loss(vectors, torch.tensor(instances))
-        loss.backward()
-        assert loss == 0 and vectors.grad.isfinite().all()
