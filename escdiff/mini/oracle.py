@@ -36,7 +36,7 @@ def _classes(families: tuple[str, ...], patterns: tuple[str, ...]) -> dict[str, 
 CLASSES = _classes((*FIRST_FAMILIES, world.THING), (*FIRST_PATTERNS, world.TEXTURED))
 VALUES = {"params": 4, "rgb": 3, "rgb2": 3, "gloss": 1, "scale": 1, "angle": 1}
 EMBEDDINGS = {"shape_id": 128, "material_id": 128}  # near for two views of one instance, far for another of its name
-# Heads by the network that they read. In one network for all, patterns are hardly learned (docs/log.md).
+# Heads by the network that they read.
 READERS = (
     ("family", "params", "background"),
     ("pattern", "scale", "angle"),
@@ -52,16 +52,18 @@ class OracleConfig:
     Attributes:
         channels, blocks: of the trunk's levels, at 64, 32, 16 and 8 positions a side.
         pooled: how many of the last levels the heads see; the finer ones keep small patterns and highlights.
+        normalised: whether what is pooled is normalised: without, patterns are hardly learned (docs/log.md).
         classes: head -> the words it chooses from.
         values: head -> how many numbers in 0..1 it reads.
         embeddings: name -> width of a vector of length 1.
         readers: heads, in groups that have a network each.
-        seen: embedding -> numbers of the networks whose features it is made of; it trains the last of them.
+        seen: embedding -> numbers of the networks whose features it is made of.
     """
 
     channels: tuple[int, ...] = (32, 64, 112, 176)
     blocks: tuple[int, ...] = (1, 2, 2, 2)
     pooled: int = 3
+    normalised: bool = True
     classes: Mapping[str, tuple[str, ...]] = field(default_factory=lambda: CLASSES)
     values: Mapping[str, int] = field(default_factory=lambda: VALUES)
     embeddings: Mapping[str, int] = field(default_factory=lambda: EMBEDDINGS)
@@ -80,11 +82,18 @@ class OracleConfig:
         if "classes" not in stored:
             values = {"params": 4, "rgb": 3, "rgb2": 3, "gloss": 1}
             classes = _classes(FIRST_FAMILIES, FIRST_PATTERNS)
-            return cls(tuple(stored["channels"]), (0, 1, 1, 1), 1, classes, values, {}, ((*classes, *values),), {})
+            return cls(
+                tuple(stored["channels"]), (0, 1, 1, 1), 1, False, classes, values, {}, ((*classes, *values),), {}
+            )
         words, seen = words_of(stored.pop("classes")), words_of(stored.pop("seen"))
         trunk = {name: tuple(stored.pop(name)) for name in ("channels", "blocks")}
         readers = tuple(tuple(heads) for heads in stored.pop("readers"))
         return cls(**trunk, classes=words, readers=readers, seen=seen, **stored)
+
+
+def _neck(pooled: int, width: int) -> nn.Sequential:
+    normalised = nn.BatchNorm1d(pooled), nn.Linear(pooled, width, bias=False), nn.BatchNorm1d(width)
+    return nn.Sequential(*normalised, nn.ReLU(inplace=True))
 
 
 def _mean(maps: Tensor) -> Tensor:
@@ -125,7 +134,7 @@ class _Reader(nn.Module):
         self.trunk = nn.Sequential(*layers)
         pooled = 2 * sum(config.channels[-config.pooled :])
         width = config.width
-        self.neck = nn.Sequential(nn.Linear(pooled, width), nn.ReLU(inplace=True))
+        self.neck = _neck(pooled, width) if config.normalised else nn.Sequential(nn.Linear(pooled, width), nn.ReLU())
         if set(names) & set(COLORED):
             self.swatches = _Swatches(config.channels[1], width)
             self.palette = nn.Sequential(nn.Linear(width + 3 * SWATCHES, width), nn.ReLU(inplace=True))
@@ -162,20 +171,28 @@ class Oracle(Judge):
 
     def forward(self, pixels: Tensor) -> dict[str, Tensor]:
         """pixels (B, 3, 128, 128) in [-1, 1] -> logits (B, classes), values (B, n), unit vectors (B, width)."""
+        out, features = self.read_factors(pixels)
+        return out | self.tell_apart(features)
+
+    def read_factors(self, pixels: Tensor) -> tuple[dict[str, Tensor], list[Tensor]]:
+        """What the heads read of pixels (B, 3, 128, 128), and each network's features (B, width)."""
         heads, features = zip(*(reader(pixels) for reader in self.readers), strict=True)
-        out = {name: value for values in heads for name, value in values.items()}
-        for name, embed in self.identities.items():
-            *others, last = (features[number] for number in self.config.seen[name])
-            seen = torch.cat([*(other.detach() for other in others), last], -1)  # embeddings would unlearn patterns
-            out[name] = nn.functional.normalize(embed(seen), dim=-1)
-        return out
+        return {name: value for values in heads for name, value in values.items()}, list(features)
+
+    def tell_apart(self, features: Sequence[Tensor]) -> dict[str, Tensor]:
+        """The embeddings, (B, width) of length 1, of what the networks saw."""
+        seen = {name: torch.cat([features[n] for n in self.config.seen[name]], -1) for name in self.identities}
+        return {name: nn.functional.normalize(self.identities[name](value), dim=-1) for name, value in seen.items()}
 
 
 def _embedding(seen: int, size: int) -> nn.Sequential:
-    return nn.Sequential(nn.Linear(seen, seen), nn.ReLU(inplace=True), nn.Linear(seen, size))
+    hidden = nn.BatchNorm1d(seen), nn.Linear(seen, 2 * seen), nn.ReLU(inplace=True)
+    return nn.Sequential(*hidden, nn.Linear(2 * seen, size))
 
 
-def _of_before(oracle: Oracle, state: dict[str, Tensor], *_) -> None:
+def _of_before(oracle: Oracle, state: dict[str, Tensor], prefix: str, *_) -> None:
     """Names of weights from when an oracle was one network."""
-    for name in [name for name in state if not name.startswith(("readers.", "identities."))]:
-        state[f"readers.0.{name}"] = state.pop(name)
+    own = [name.removeprefix(prefix) for name in state if name.startswith(prefix)]
+    for name in own:
+        if not name.startswith(("readers.", "identities.")):
+            state[f"{prefix}readers.0.{name}"] = state.pop(prefix + name)

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from escdiff.evaluation.bench.instances import PURPOSE, STREAM, Request
 from escdiff.evaluation.bench.pictures import draw, pixels_of
-from escdiff.mini.data.lineups import draw_material, draw_shape, namesakes
+from escdiff.mini.data.lineups import draw_material, draw_shape, namesakes, tellable
 from escdiff.mini.judge import Judge
 from escdiff.mini.oracle import Oracle
 from escdiff.mini.world import world
@@ -54,7 +54,7 @@ class Gallery:
     """The line-ups that an oracle has been shown: instances come back, in the rows of words above all.
 
     Attributes:
-        known: instance -> mean vectors (1 + OTHERS, D), of length 1, of its line-up; its own comes first.
+        vectors: instance -> mean vectors (1 + OTHERS, D), of length 1, of its line-up; its own comes first.
     """
 
     def __init__(self, oracle: Oracle, seed: int = 0) -> None:
@@ -98,6 +98,8 @@ def identify(
 ) -> list[dict[str, float]]:
     """Per picture, score -> 1.0 where the instance of `LOOKED_FOR` is re-identified, else 0.0.
 
+    No score where no namesake could look any different, see `tellable`.
+
     Args:
         names: of `LOOKED_FOR`; none are judged by an oracle that tells no instances apart.
         nameless: look for things and textures only.
@@ -110,6 +112,7 @@ def identify(
         vectors = torch.cat([part[name.removeprefix("leak_")] for part in read])
         instances = {i: LOOKED_FOR[name](request) for i, request in enumerate(requests)}
         instances = {i: instance for i, instance in instances.items() if not nameless or is_nameless(instance)}
+        instances = {i: instance for i, instance in instances.items() if tellable(instance)}
         for i, portraits in zip(instances, gallery.portraits(list(instances.values())), strict=True):
             scores[i][name] = float(recognised(vectors[i], portraits))
     return scores

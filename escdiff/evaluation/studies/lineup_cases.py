@@ -13,7 +13,7 @@ import torch
 from escdiff.evaluation.bench.identity import VIEWS, lineup
 from escdiff.evaluation.bench.instances import PURPOSE, STREAM
 from escdiff.evaluation.bench.pictures import SIZE
-from escdiff.mini.data.lineups import KINDS, draw_material, draw_shape
+from escdiff.mini.data.lineups import KINDS, draw_material, draw_shape, draw_tellable
 from escdiff.mini.world import world
 from escdiff.mini.world.colors import BACKGROUNDS, readable
 from escdiff.mini.world.rendering.render import render
@@ -46,7 +46,7 @@ def draw_case(kind: str, seed: int, number: int) -> Case:
     """Case `number` of a kind of `lineups.KINDS`."""
     rng = np.random.default_rng((seed, STREAM + CASES + KINDS.index(kind), number))
     while True:
-        instance = (draw_shape if kind == "shape" else draw_material)(rng, purpose=PURPOSE)
+        instance = draw_tellable(kind, rng, PURPOSE)
         instances = lineup(instance, seed)
         materials = instances if kind == "material" else []
         backgrounds = [b for b in BACKGROUNDS if all(_stands_out(m, b) for m in materials)]

@@ -103,12 +103,12 @@ class Chunked(Dataset):
     def __len__(self) -> int:
         return len(self.files) * self.per_chunk // self.group
 
-    def rows(self, epoch: int, group: int) -> np.ndarray:
-        """Numbers of the pictures that a visit of a group brings, (`group`,)."""
-        return np.arange(group * self.group, (group + 1) * self.group)
-
     def __getitems__(self, visits: list[tuple[int, int]]) -> tuple[Tensor, dict[str, Tensor]]:
-        rows = np.concatenate([self.rows(*visit) for visit in visits])
+        firsts = [row * self.group for _, row in visits]
+        return self.pictures(np.concatenate([np.arange(first, first + self.group) for first in firsts]))
+
+    def pictures(self, rows: np.ndarray) -> tuple[Tensor, dict[str, Tensor]]:
+        """The pictures of these rows with their labels."""
         pixels = np.stack([self.pixels[row // self.per_chunk][row % self.per_chunk] for row in rows])
         return to_pixels(pixels), {name: values[rows] for name, values in self.labels.items()}
 

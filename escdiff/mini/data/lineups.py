@@ -17,18 +17,22 @@ from torch import Tensor
 from escdiff.mini.data.chunks import Chunked, build_chunks
 from escdiff.mini.oracle import CLASSES
 from escdiff.mini.world import world
+from escdiff.mini.world.colors import SHADELESS
 from escdiff.mini.world.world import TEXTURED, THING, Factors, Material, Shape
 
 KINDS = ("shape", "material")
+IDENTITIES = ("shape_id", "material_id")
 INSTANCES, VIEWS = 4, 4
 PICTURES = INSTANCES * VIEWS
-SEEN_VIEWS = 2  # of each instance in a batch
+TOGETHER = 0.3  # share of batches that hold whole line-ups
 PER_CHUNK = 32  # line-ups in one file
 NAMELESS = 0.12  # share of line-ups of things or textures, and of the other factors
+FORMAT = 2  # raise when a seed gives other line-ups
 STREAM = 770_000  # of random numbers, apart from those of data_prep and of the bench
 PURPOSE = "judge"
 APART = 0.28  # least difference of two namesakes in one factor, as a share of its range
 BOUNDS = {"scale": world.SCALES, "angle": (-world.TILT, world.TILT)}
+TELLING = ("shade", "shade2", "scale", "angle")  # of a material, at a glance
 SEEDED = ("speckled", "marbled", TEXTURED)  # patterns laid by a seed
 SLANTED = ("striped", "ringed", "checkered", "zigzag", "wavy")  # patterns whose tilt is seen
 
@@ -48,12 +52,13 @@ def namesakes(
 ) -> list:
     """Draw instances with the names of `instances`: the family; or pattern, colours and finish.
 
-    A person can tell each of them from all of `instances`, see `differ`; two new ones may be alike.
+    A person can tell each of them from all of `instances`, see `differ`; two new ones may be alike, and all of them
+    where `tellable` is false.
     """
     first, drawn, apart = instances[0], [], APART
     while len(drawn) < count:
         candidate = _namesake(first, rng, purpose)
-        if all(differ(instance, candidate, apart) for instance in instances):
+        if not tellable(first) or all(differ(instance, candidate, apart) for instance in instances):
             drawn.append(candidate)
         else:
             apart *= 0.98  # names that leave one factor free have room for few instances
@@ -68,10 +73,19 @@ def differ(first: Shape | Material, second: Shape | Material, apart: float = APA
         return max(abs(a - b) for a, b in zip(first.params, second.params, strict=True)) >= apart
     if first.pattern in SEEDED:
         return first.seed != second.seed
-    pairs = {"shade": (first.shade, second.shade), "shade2": (first.shade2, second.shade2)}
-    pairs |= {name: tuple(unit(getattr(m, name), BOUNDS[name]) for m in (first, second)) for name in BOUNDS}
-    names = {"shade2": "color2"}
-    return any(abs(a - b) >= apart for name, (a, b) in pairs.items() if material_shows(names.get(name, name), first))
+    pairs = ([unit(getattr(m, name), BOUNDS.get(name, (0, 1))) for m in (first, second)] for name in _telling(first))
+    return any(abs(a - b) >= apart for a, b in pairs)
+
+
+def tellable(instance: Shape | Material) -> bool:
+    """Whether namesakes can differ in anything that shows: plain white and black, matte, come in one kind only."""
+    return isinstance(instance, Shape) or instance.pattern in SEEDED or bool(_telling(instance))
+
+
+def _telling(material: Material) -> list[str]:
+    """Numbers of a material that tell it from its namesakes at a glance; gloss where there is nothing else."""
+    shown = [name for name in TELLING if material_shows(name, material)]
+    return shown or ["gloss"] * material_shows("gloss", material)
 
 
 def _namesake(instance: Shape | Material, rng: np.random.Generator, purpose: str) -> Shape | Material:
@@ -87,10 +101,17 @@ def _namesake(instance: Shape | Material, rng: np.random.Generator, purpose: str
             return material
 
 
+def draw_tellable(kind: str, rng: np.random.Generator, purpose: str = PURPOSE) -> Shape | Material:
+    """Any shape, or any material that can be told from its namesakes."""
+    while True:
+        instance = (draw_shape if kind == "shape" else draw_material)(rng, purpose=purpose)
+        if tellable(instance):
+            return instance
+
+
 def draw_lineup(kind: str, rng: np.random.Generator) -> list[Factors]:
     """`PICTURES` factors, those of one instance behind each other."""
-    first = draw_shape(rng) if kind == "shape" else draw_material(rng)
-    instances = [first]
+    instances = [draw_tellable(kind, rng)]
     while len(instances) < INSTANCES:
         instances += namesakes(instances, 1, rng)
     pictures = []
@@ -124,25 +145,24 @@ def _chunk(seed: int, chunk: int) -> list[Factors]:
 
 
 class LineUps(Chunked):
-    """Batches of line-ups: pixels (B * 16, 3, H, W) in [-1, 1] and, per picture, what is to be read.
+    """Batches of pixels (B * 16, 3, H, W) in [-1, 1] with what each picture shows: single pictures, by turns line-ups.
 
-    Of each line-up come two views of every instance, and as many pictures from anywhere: the pictures of one line-up
-    are all alike, and a batch of nothing else teaches names slowly.
+    The pictures of a line-up share their names, so that a batch of line-ups teaches names slowly.
 
-    Labels are (N,) classes, (N, n) values in 0..1; "shape_id" and "material_id": (N,) the instance, -1 where the
-    line-up is of the other kind; and "shows_{name}": (N,) bool, whether the picture shows that value at all.
+    Labels are (N,) classes, (N, n) values in 0..1 and "shows_{name}": (N,) bool, whether the picture shows that value
+    at all; of line-ups also "shape_id" and "material_id": (N,) the instance, -1 where the line-up is of the other kind.
     """
 
     def __init__(self, folder: Path) -> None:
         super().__init__(folder, PICTURES, PER_CHUNK * PICTURES)
         self.labels = labels_of([Factors.from_dict(record) for record in self.described()])
 
-    def rows(self, epoch: int, group: int) -> np.ndarray:
-        """Half a line-up, and as many rows of the whole."""
-        rng = np.random.default_rng((STREAM, epoch, group))
-        views = np.sort(rng.permuted(np.tile(np.arange(VIEWS), (INSTANCES, 1)), axis=1)[:, :SEEN_VIEWS])
-        of_lineup = group * PICTURES + (np.arange(INSTANCES)[:, None] * VIEWS + views).ravel()
-        return np.concatenate([of_lineup, rng.integers(len(self) * PICTURES, size=PICTURES - len(of_lineup))])
+    def __getitems__(self, visits: list[tuple[int, int]]) -> tuple[Tensor, dict[str, Tensor]]:
+        rng = np.random.default_rng((STREAM, *visits[0]))
+        if rng.random() < TOGETHER:
+            return super().__getitems__(visits)
+        pixels, labels = self.pictures(rng.integers(len(self) * PICTURES, size=len(visits) * PICTURES))
+        return pixels, {name: values for name, values in labels.items() if name not in IDENTITIES}
 
 
 def labels_of(factors: list[Factors]) -> dict[str, Tensor]:
@@ -185,6 +205,10 @@ def material_shows(name: str, material: Material) -> bool:
     """Whether a material can tell this factor: no pattern, no second colour; no highlight, no gloss."""
     if name in ("color2", "rgb2"):
         return material.pattern != "plain"
+    if name == "shade":
+        return material.color not in SHADELESS
+    if name == "shade2":
+        return material.pattern != "plain" and material.color2 not in SHADELESS
     if name == "gloss":
         return material.finish != "matte"
     if name == "scale":

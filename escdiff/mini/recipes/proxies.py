@@ -21,7 +21,7 @@ KINDS = ("family", "pattern", "color", "degree")
 RIVALS = 3
 TIMESTEPS = (350, 600, 850)
 PICTURES = 12
-STREAM = 770_000  # of renders that no training set draws
+STREAM = 790_000  # of renders that no training set draws
 SEED = 0
 
 

@@ -11,7 +11,7 @@ from escdiff.backbone import mini_folder
 from escdiff.data.pictures import expand
 from escdiff.methods.losses import identity
 from escdiff.mini.data.chunks import soften
-from escdiff.mini.data.sheets import ABSENT, PICTURES, Sheets, build_sheets
+from escdiff.mini.data.sheets import ABSENT, FORMAT, PICTURES, Sheets, build_sheets
 from escdiff.mini.recipes.oracle import judge_training, reconstruction, roughen
 from escdiff.mini.scene_oracle import CLASSES, SceneOracle
 from escdiff.support.config.train import TrainConfig
@@ -117,7 +117,7 @@ class SceneOracleModule(L.LightningModule):
 
 def build(config: TrainConfig) -> Training:
     """The training for `escdiff.training.loop.run`; renders the sheets that are not there yet."""
-    folder = expand(config.data.source) / "sheets"
+    folder = expand(config.data.source) / f"sheets-{FORMAT}-{config.data.seed}"
     build_sheets(folder, config.data.num_samples // PICTURES, config.data.seed, workers=config.data.render_workers)
     soften(folder, reconstruction(mini_folder()))
     module = SceneOracleModule(config.optim.lr, config.trainer.max_steps, config.optim.warmup)

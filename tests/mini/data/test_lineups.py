@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -6,16 +8,18 @@ from escdiff.mini.data.chunks import soften
 from escdiff.mini.data.lineups import (
     INSTANCES,
     PICTURES,
-    SEEN_VIEWS,
     VIEWS,
     LineUps,
     build_lineups,
     differ,
     lineup,
+    namesakes,
     shows,
+    tellable,
 )
 from escdiff.mini.oracle import CLASSES
-from escdiff.mini.world.world import THING
+from escdiff.mini.world.rendering.render import render
+from escdiff.mini.world.world import THING, Factors, sample_material, sample_scene, sample_shape
 
 
 @pytest.fixture(scope="module")
@@ -39,25 +43,46 @@ def test_a_lineup_differs_in_its_instances_alone():
         assert len(others) == PICTURES
 
 
-def test_batches_hold_pairs_of_lineups_and_others_with_what_each_picture_shows(folder):
+def test_namesakes_of_a_material_differ_in_what_shows():
+    """Rendered on one thing in one scene; white and black have no shades, and where nothing shows all are alike."""
+    rng, seen = np.random.default_rng(5), {True: 0, False: 0}
+    plain = [replace(sample_material(rng, ("plain",)), color=color) for color in ("white", "black", "white", "red")]
+    for material in [*plain, *(sample_material(rng) for _ in range(16))]:
+        seen[tellable(material)] += 1
+        namesake = namesakes([material], 1, rng)[0]
+        if tellable(material):
+            shape, scene = sample_shape(rng, ("cube",)), sample_scene(rng, material)
+            alike = replace(namesake, jitter=material.jitter, jitter2=material.jitter2)
+            first, second = render([Factors(shape, m, scene) for m in (material, alike)], 64).image.astype(int)
+            assert np.abs(first - second).max() > 8, (material, namesake)
+        else:
+            assert (material.color, material.finish) in (("white", "matte"), ("black", "matte"))
+    assert min(seen.values()) > 0
+
+
+def test_batches_hold_single_pictures_or_whole_lineups_with_what_each_shows(folder):
     data = LineUps(folder)
-    visits = [(0, 1), (5, 0)]
-    pixels, labels = data.__getitems__(visits)
-    rows = np.concatenate([data.rows(*visit) for visit in visits])
-    assert pixels.shape == (2 * PICTURES, 3, 16, 16) and -1 <= pixels.min() < pixels.max() <= 1
-    assert np.abs(pixels.numpy() - data.pixels[0][rows].transpose(0, 3, 1, 2) / 127.5 + 1).max() < 1e-6
     everything = [factors for number in range(len(data)) for factors in lineup(3, number)]
-    factors = [everything[row] for row in rows]
-    assert [CLASSES["family"][i] for i in labels["family"]] == [f.shape.family for f in factors]
-    assert labels["shows_params"].tolist() == [f.shape.family != THING for f in factors]
-    assert labels["shows_rgb2"].tolist() == [shows("rgb2", f) for f in factors]
-    assert torch.allclose(labels["params"], torch.tensor([f.shape.params for f in factors]))
-    pairs = SEEN_VIEWS * INSTANCES
-    assert labels["material_id"][:pairs].tolist() == np.repeat(range(4, 8), SEEN_VIEWS).tolist()
-    assert (labels["shape_id"][:pairs] == -1).all()
-    assert len(set(rows[:pairs])) == pairs and len({factors[i].shape for i in range(0, pairs, SEEN_VIEWS)}) == INSTANCES
-    assert set(rows[pairs:PICTURES]) != set(rows[PICTURES + pairs :]), "others come from anywhere"
-    assert (data.rows(0, 1) == data.rows(0, 1)).all() and (data.rows(1, 1) != data.rows(0, 1)).any()
+    for epoch in range(12):
+        pixels, labels = data.__getitems__([(epoch, 1), (epoch, 0)])
+        assert pixels.shape == (2 * PICTURES, 3, 16, 16) and -1 <= pixels.min() < pixels.max() <= 1
+        again, _ = data.__getitems__([(epoch, 1), (epoch, 0)])
+        assert torch.equal(pixels, again)
+        stored = torch.from_numpy(np.array(data.pixels[0][: len(everything)])).permute(0, 3, 1, 2) / 127.5 - 1
+        rows = [int((stored - picture).abs().amax((1, 2, 3)).argmin()) for picture in pixels]
+        factors = [everything[row] for row in rows]
+        assert [CLASSES["family"][i] for i in labels["family"]] == [f.shape.family for f in factors]
+        assert labels["shows_params"].tolist() == [f.shape.family != THING for f in factors]
+        assert labels["shows_rgb2"].tolist() == [shows("rgb2", f) for f in factors]
+        assert torch.allclose(labels["params"], torch.tensor([f.shape.params for f in factors]))
+        if "shape_id" in labels:
+            assert rows == [*range(PICTURES, 2 * PICTURES), *range(PICTURES)]
+            assert (labels["shape_id"][:PICTURES] == -1).all() and (labels["material_id"][PICTURES:] == -1).all()
+            assert labels["material_id"][:PICTURES].tolist() == np.repeat(range(4, 8), VIEWS).tolist()
+        else:
+            assert len({row // PICTURES for row in rows}) > 8 and "material_id" not in labels
+    kinds = ["shape_id" in data.__getitems__([(epoch, 1), (epoch, 0)])[1] for epoch in range(12)]
+    assert 0 < sum(kinds) < 12
 
 
 def test_what_is_rendered_is_kept_and_what_is_missing_is_made_alike(folder):
@@ -71,7 +96,7 @@ def test_what_is_rendered_is_kept_and_what_is_missing_is_made_alike(folder):
 
 
 def test_a_share_goes_through_the_vae(folder):
-    sharp, _ = LineUps(folder).__getitems__([(0, 2)])
+    sharp, _ = LineUps(folder).pictures(np.arange(8))
     soften(folder, lambda pixels: pixels * 0.5)
-    soft, _ = LineUps(folder).__getitems__([(0, 2)])
+    soft, _ = LineUps(folder).pictures(np.arange(8))
     assert torch.allclose(soft, sharp * 0.5, atol=0.01)
