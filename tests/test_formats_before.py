@@ -73,6 +73,7 @@ def test_every_methods_target_of_before_is_still_its_class():
         assert find_method(f"escdiff.methods.{module}.{name}").__name__ == name
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_with_the_weights_and_the_optimizer_of_its_checkpoint(tmp_path, tiny_folder, monkeypatch):
     monkeypatch.chdir(tmp_path)
     shutil.copytree(BEFORE / "run", "run")

@@ -20,6 +20,7 @@ def gradient(unet, space, batch=2):
     return output.detach(), grid.grad
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("channels_last", [False, True])
 def test_compiled_regions_compute_the_same(tiny_backbone, channels_last):
     """By the backend that traces and differentiates as inductor does, and runs the graph without a C++ compiler."""

@@ -38,6 +38,7 @@ def pixels(out, number=0):
     return np.asarray(Image.open(out / f"picture-{number:03d}.png")).astype(int)
 
 
+@pytest.mark.slow
 def test_a_control_without_a_reference_paints_in_batches(tiny_folder, tmp_path):
     prompt = "prompt=a red mug and a blue chair"
     given = ["control=conform", "groups=red mug; blue chair", prompt, "num_images=2", "control.refinements=0"]

@@ -251,6 +251,7 @@ def test_files_are_named_as_every_file_system_takes_it(folder, tiny_folder, tmp_
     assert file_stem("a [1], red=blue") == "a [1], red=blue"
 
 
+@pytest.mark.slow
 def test_values_of_one_sort_are_read_alike(folder, tiny_folder, tmp_path, monkeypatch):
     """`~` and quotes in every path, and a name for one concept as for two."""
     monkeypatch.setenv("HOME", str(tmp_path))

@@ -47,6 +47,7 @@ def sweep(tmp_path, monkeypatch):
     return SimpleNamespace(call=call, folder=tmp_path)
 
 
+@pytest.mark.slow
 def test_every_cell_has_its_folder_and_runs_once(sweep):
     cells = ["encoder.gates=learned", "encoder.gates=none"]
     assert sweep.call("encoder.gates=learned,none") == cells
@@ -70,6 +71,7 @@ def test_every_cell_has_its_folder_and_runs_once(sweep):
         runs.tabulate(sweep.folder / "nowhere", "train/loss_mean", highest=False)
 
 
+@pytest.mark.slow
 def test_an_experiment_may_name_the_cells_of_a_sweep(tmp_path, monkeypatch):
     ran = []
     monkeypatch.setattr(train, "run", ran.append)
@@ -88,6 +90,7 @@ def test_an_experiment_may_name_the_cells_of_a_sweep(tmp_path, monkeypatch):
     assert ran[0].trainer.max_steps == 400  # the base cell's
 
 
+@pytest.mark.slow
 @needs_optuna
 def test_optuna_goes_on_where_it_was(sweep, monkeypatch):
     search = ("hparams_search=optuna", "hydra.sweeper.trials=3", "encoder.rank=4,8")
@@ -107,6 +110,7 @@ def test_optuna_goes_on_where_it_was(sweep, monkeypatch):
     assert len(again) == 1 and f"optim.lr={left.params['optim.lr']}" in again[0]  # what a kill had cut off
 
 
+@pytest.mark.slow
 @needs_optuna
 def test_a_study_of_what_is_not_logged_says_so(sweep, capfd):
     with pytest.raises(UserError, match="all 3 trials of"):
@@ -126,6 +130,7 @@ def test_a_study_in_which_everything_fails_ends(sweep, monkeypatch):
         sweep.call("hparams_search=optuna", "hydra.sweeper.trials=9")
 
 
+@pytest.mark.slow
 def test_a_stopped_cell_ends_the_sweep_and_goes_on(sweep, monkeypatch):
     steps, fit = [], run.L.Trainer.fit
 
@@ -142,6 +147,7 @@ def test_a_stopped_cell_ends_the_sweep_and_goes_on(sweep, monkeypatch):
     assert sweep.call("encoder.gates=learned,none") == ["encoder.gates=learned", "encoder.gates=none"]
 
 
+@pytest.mark.slow
 def test_a_cell_never_goes_on_from_another_configuration(sweep):
     sweep.call("encoder.gates=learned,none")
     with pytest.raises(UserError, match=r"holds a run with loss.draws=4, and loss.draws=8 given"):

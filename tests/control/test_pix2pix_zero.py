@@ -36,6 +36,7 @@ def edit(pipeline, control, prompt=PROMPT, **options):
     return paint(controlled(pipeline, control), prompt, steps=STEPS, guidance=GUIDANCE, **options)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["sd", "sd21"])
 def test_equals_diffusers_pipeline(name, backbones):
     backbone, amount = backbones[name], 20.0

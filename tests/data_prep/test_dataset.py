@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
+import pytest
 
 from data_prep.dataset import Job, Reject, Run, each_sample, make_dataset
 from escdiff.data.shards import encode_json, encode_png, read_raw
@@ -40,6 +41,7 @@ class Cruel:
         return {**raw, "png": picture, "json": encode_json(meta)}
 
 
+@pytest.mark.slow
 def test_samples_that_kill_or_hang_go_to_quarantine_and_the_rest_is_made(tmp_path):
     jobs = [Job(name, 6, None) for name in "abc"]
     start = time.monotonic()

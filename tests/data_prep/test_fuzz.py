@@ -5,6 +5,7 @@ import time
 from dataclasses import dataclass, field
 
 import numpy as np
+import pytest
 from trouble import GOOD, encoded, make_trouble, noise
 
 from data_prep.dataset import Run
@@ -77,6 +78,7 @@ def test_1000_fuzzed_images(tmp_path, samples_of, rejects_of):
     assert not verify(tmp_path / "out", RUN).problems
 
 
+@pytest.mark.slow
 def test_200_fuzzed_shards(tmp_path, samples_of, rejects_of):
     count, rng = 200, np.random.default_rng(1)
     pictures = {f"s{i:02d}": encoded(noise(40, 40, seed=i), "PNG") for i in range(10)}

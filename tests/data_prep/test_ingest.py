@@ -97,6 +97,7 @@ def test_plain_pictures_keep_their_bytes_unless_they_are_large(trouble, made, tm
     assert Image.open(io.BytesIO(entry(tmp_path, "plain.jpg"))).size == (40, 32)
 
 
+@pytest.mark.slow
 def test_two_processes_and_a_second_run_give_the_same_bytes(trouble, made, tmp_path):
     arguments = ["ingest", str(trouble), "--out", str(tmp_path / "x")]
     arguments += ["--shard-size", "4", "--max-bad", "1", "--workers", "2"]

@@ -98,6 +98,7 @@ def test_devices_are_given_out_by_place(monkeypatch):
             models.device_here(absent)
 
 
+@pytest.mark.slow
 def test_workers_have_places_of_their_own():
     from escdiff.support.jobs.engine import Engine
 

@@ -31,6 +31,7 @@ os.replace = strict
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="cannot tell which files are open here")
 @pytest.mark.parametrize("workers", [1, 2])
 def test_pictures_become_a_dataset(tmp_path, workers):

@@ -47,6 +47,7 @@ def test_the_shares_are_clips_own_probabilities(folder, tiny_backbone):
     assert encoder.features("appearance", encoder.tokens(pixels())).shape == (3, 32)
 
 
+@pytest.mark.slow
 def test_templates_are_averaged_on_the_sphere(folder):
     one, two = (embed_texts(folder, [text])[0] for text in ("a mug", "the mug"))
     from escdiff.encoder.vocabulary import Vocabulary

@@ -88,6 +88,7 @@ def pixels(folder):
     return np.asarray(Image.open(folder / "picture-000.png"), int)
 
 
+@pytest.mark.slow
 def test_infer_paints_with_concept_files_of_any_kind(fit, tiny_folder, tmp_path):
     files = {}
     settings = {"xti": [], "matte": [], "custom_diffusion": ["method.prior_weight=0", "optim.lr=0.1"]}
@@ -107,6 +108,7 @@ def test_infer_paints_with_concept_files_of_any_kind(fit, tiny_folder, tmp_path)
     assert (pixels(subset) != drawn["matte"]).any()
 
 
+@pytest.mark.slow
 def test_infer_mixes_two_concept_files(tiny_backbone, tiny_folder, tmp_path):
     files = []
     for seed in (0, 1):

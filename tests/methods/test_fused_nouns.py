@@ -189,6 +189,7 @@ def test_the_recogniser_learns_first_and_rests_then(make):
     assert {id(p) for p in second.parameters} == every - own and every > own
 
 
+@pytest.mark.slow
 def test_no_strength_is_the_stock_prompt_and_the_stage_is_a_callback_that_swaps_embeddings(
     make, fresh, references, tmp_path
 ):
@@ -225,6 +226,7 @@ def test_no_strength_is_the_stock_prompt_and_the_stage_is_a_callback_that_swaps_
     assert fuse_of(backbone.unet) is None
 
 
+@pytest.mark.slow
 def test_two_concepts_of_one_method_in_one_prompt(make, fresh, references, tmp_path):
     method = make(FastComposer, plain=0.0)
     files = {}

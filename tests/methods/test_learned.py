@@ -148,6 +148,7 @@ def test_gradients_reach_all_that_is_learned(make, backbone, references, name):
 SLOW = pytest.mark.slow
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "steps"), [pytest.param("ip_adapter", 0, marks=SLOW), pytest.param("elite", 0, marks=SLOW), ("e4t", 2)]
 )

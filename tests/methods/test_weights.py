@@ -83,6 +83,7 @@ def test_a_resumed_run_reads_the_prior_that_it_has_painted(backbone, monkeypatch
     assert torch.equal(make_prior(method, 0, 128, tmp_path).moments, first.moments) and len(painted) == 3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["dreambooth", "custom_diffusion"])
 def test_adapter_folder_round_trip(fit, backbone, name):
     folder = fit(name, "method.prior_count=1", "optim.lr=0.1", steps=2) / "export"

@@ -40,6 +40,7 @@ def paint(pipeline, prompt, **options):
     return pipeline(prompt, generator=torch.Generator().manual_seed(0), **OPTIONS | options).images
 
 
+@pytest.mark.slow
 def test_references_save_load_and_diffusers_conventions(encoder, pictures, tiny_folder, tmp_path):
     pipeline = ESCDiffPipeline.from_pretrained(tiny_folder)
     pipeline.set_progress_bar_config(disable=True)

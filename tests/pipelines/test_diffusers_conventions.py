@@ -278,6 +278,7 @@ def test_optional_parts_may_be_missing(make, kind, tmp_path):
     assert make.ready(again, kind)(**inputs(kind)).images.shape == (1, SIZE, SIZE, 3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_variants_are_written_and_read(make, kind, tmp_path):
     pipeline = make(kind)

@@ -58,6 +58,7 @@ def test_a_method_learns_one_batch(backbone):
     learns(teacher, student, {"latent": make_batch()["latent"], "prompt": ["a photo of a <concept>"] * 3}, 90)
 
 
+@pytest.mark.slow
 def test_the_encoder_learns_one_batch(backbone, monkeypatch):
     terms = dict.fromkeys(TERMS, 0.0)  # the denoising error alone
     options = {"draws": 1, "words_only": 0.0, "high_noise_bias": NOISY, **terms}

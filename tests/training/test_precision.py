@@ -100,6 +100,7 @@ def check(module, batch):
         assert min(moved) == pytest.approx(LR * STEPS, rel=0.05) == pytest.approx(max(moved), rel=0.05)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("branches", ["lora", "routed"])
 def test_the_encoder_and_its_branches_move_alike(dtype, branches, tiny_folder, monkeypatch):

@@ -40,6 +40,7 @@ def test_the_documented_family(example):
     assert torch.equal(model(example["picture"], text, timestep=time), example["stock"])
 
 
+@pytest.mark.slow
 def test_the_documented_sizes_are_the_scripts():
     script = runpy.run_path(str(DOCS.parents[1] / "benchmarks" / "families.py"))
     table = DOCS.read_text(encoding="utf-8")

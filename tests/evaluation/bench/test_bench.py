@@ -91,6 +91,7 @@ def test_a_lost_picture_or_a_damaged_file_runs_its_task_again(bench, tmp_path):
     assert bench.models.painted == 2 * painted
 
 
+@pytest.mark.slow
 def test_the_whole_bench_runs_on_real_parts(real_models, tmp_path):
     got = Bench(real_models, tmp_path / "out", numbers=NUMBERS).run(list(TASKS))
     assert {key.split("/")[0] for key in got} == set(TASKS)

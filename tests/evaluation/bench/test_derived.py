@@ -1,5 +1,6 @@
 from dataclasses import replace
 
+import pytest
 import torch
 
 from escdiff.evaluation.bench import scores
@@ -60,6 +61,7 @@ def test_distance_sees_the_object_only():
     assert distance(outside, reference, mask)[0] == 0 and distance(inside, reference, mask)[0] == 1
 
 
+@pytest.mark.slow
 def test_copies_are_caught_and_new_scenes_are_not(tmp_path):
     done = records("both", 8)
     for shows, rate in ((lambda r: r.shape, (1, 1)), (lambda r: r.expected, (0, 0.4))):

@@ -78,6 +78,7 @@ def test_a_line_up_is_shown_once_and_alike_among_others(request_of_a_mug, monkey
     assert gallery.portraits(shapes[1:])[0] is among
 
 
+@pytest.mark.slow
 def test_where_only_the_nameless_count_named_instances_are_not_looked_for(request_of_a_mug):
     asked = [*nameless(0, 2), request_of_a_mug]  # a thing, a texture, neither
     names, shown = ("shape_id", "material_id"), draw([request.expected for request in asked])

@@ -81,6 +81,7 @@ def comparison(tmp_path_factory, tiny_folder, tiny_backbone):
         yield made, made.run("the command")
 
 
+@pytest.mark.slow
 def test_every_kind_of_method_gets_its_row(comparison):
     made, table = comparison
     assert set(table) == {"escdiff", "xti", "custom_diffusion", "elite"}
@@ -98,6 +99,7 @@ def test_every_kind_of_method_gets_its_row(comparison):
     )
 
 
+@pytest.mark.slow
 def test_the_table_and_the_figure(comparison):
     made, table = comparison
     text = (made.out / "comparison.md").read_text(encoding="utf-8")
@@ -111,6 +113,7 @@ def test_the_table_and_the_figure(comparison):
     assert [name for name in names if name in table] == list(table)
 
 
+@pytest.mark.slow
 def test_the_sheet_has_a_row_per_contender_below_the_references(comparison):
     made, table = comparison
     sheet, cell, left = Image.open(made.out / "comparison.png"), 128 + 6, 120 + 6
@@ -123,6 +126,7 @@ def test_the_sheet_has_a_row_per_contender_below_the_references(comparison):
     assert sheet.height > (2 + len(table)) * cell and sheet.width == left + 4 * cell
 
 
+@pytest.mark.slow
 def test_finished_cells_are_not_made_again(comparison, monkeypatch):
     made, table = comparison
 
@@ -140,6 +144,7 @@ def test_finished_cells_are_not_made_again(comparison, monkeypatch):
         more.run()
 
 
+@pytest.mark.slow
 def test_the_same_concepts_split_by_gates(comparison, monkeypatch):
     made, _ = comparison
     monkeypatch.setattr("escdiff.training.method.module.MethodModule.training_step", None)
@@ -152,6 +157,7 @@ def test_the_same_concepts_split_by_gates(comparison, monkeypatch):
     assert any(different) and not all(different)  # what is asked for whole is not split
 
 
+@pytest.mark.slow
 def test_another_encoder_concerns_only_who_uses_it(comparison):
     made, _ = comparison
     before = {name: made.settings(name) for name in made.contenders}
@@ -162,6 +168,7 @@ def test_another_encoder_concerns_only_who_uses_it(comparison):
     made.models.fingerprints = old
 
 
+@pytest.mark.slow
 def test_the_u_net_is_as_it_was(comparison, tiny_folder):
     made, _ = comparison
     stock = load_backbone(str(tiny_folder)).unet

@@ -76,6 +76,7 @@ def test_nothing_is_painted_twice_and_new_metrics_paint_nothing(finished, dreamb
     assert set(run.run()) == {"prompts/clip_t", "swap/clip_t", "prompts/copy"}
 
 
+@pytest.mark.slow
 def test_shards_of_one_folder_give_the_same_figures(finished, dreambench, painter, tmp_path):
     _, got = finished
     assert make(dreambench, painter, tmp_path, shard=(1, 2)).run() is None
@@ -85,6 +86,7 @@ def test_shards_of_one_folder_give_the_same_figures(finished, dreambench, painte
         assert found["mean"] == pytest.approx(got[key]["mean"], abs=1e-4), key
 
 
+@pytest.mark.slow
 def test_a_perfect_painter_scores_as_the_reference_does(dreambench, painter, tmp_path):
     """It paints the reference itself: identical pictures, hence 1, and a copy; the reference left out, it is real."""
     run = make(dreambench, painter, tmp_path, tasks=(REAL, PROMPTS))

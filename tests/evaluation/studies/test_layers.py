@@ -48,6 +48,7 @@ def test_second_words_reach_the_innermost_layers_only(painter, monkeypatch):
     assert [len(found) for found in split.shown.values()] == [len(split.inner)] * 2
 
 
+@pytest.mark.slow
 def test_clip_prefers_the_word_that_is_shown(mug):
     clip, (picture,) = load_clip("mini"), draw([mug])
     assert prefers_second(clip, [picture] * 2, "family", [("dog", "mug"), ("mug", "dog")]) == [1, 0]

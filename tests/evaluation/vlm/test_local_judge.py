@@ -53,6 +53,7 @@ def test_it_reads_pictures_and_answers(folder):
     assert judge.identity == f"transformers:{folder}"
 
 
+@pytest.mark.slow
 def test_its_babble_is_no_score(folder, tmp_path):
     rubrics = Rubrics((Question("look", "whole", "How alike?"),), attempts=1)
     panel = Panel(LocalModel(str(folder), max_tokens=3), rubrics, tmp_path)

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from escdiff.mini.data import lineups
 from escdiff.mini.data.chunks import soften
 from escdiff.mini.data.lineups import (
     INSTANCES,
@@ -20,6 +21,13 @@ from escdiff.mini.data.lineups import (
 from escdiff.mini.oracle import CLASSES
 from escdiff.mini.world.rendering.render import render
 from escdiff.mini.world.world import THING, Factors, sample_material, sample_scene, sample_shape
+
+
+@pytest.fixture(scope="module", autouse=True)
+def short_chunks():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(lineups, "PER_CHUNK", 4)
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -80,7 +88,7 @@ def test_batches_hold_single_pictures_or_whole_lineups_with_what_each_shows(fold
             assert (labels["shape_id"][:PICTURES] == -1).all() and (labels["material_id"][PICTURES:] == -1).all()
             assert labels["material_id"][:PICTURES].tolist() == np.repeat(range(4, 8), VIEWS).tolist()
         else:
-            assert len({row // PICTURES for row in rows}) > 8 and "material_id" not in labels
+            assert len({row // PICTURES for row in rows}) == len(data) and "material_id" not in labels
     kinds = ["shape_id" in data.__getitems__([(epoch, 1), (epoch, 0)])[1] for epoch in range(12)]
     assert 0 < sum(kinds) < 12
 

@@ -75,6 +75,7 @@ def test_samples_are_whole_and_render_again_from_their_factors(made):
     assert ((np.asarray(samples[5]["mask.png"]) > 127) == again.mask[0]).mean() > 0.99
 
 
+@pytest.mark.slow
 def test_two_workers_write_the_same_bytes(made, tmp_path):
     subprocess.run(command(tmp_path, "--num", "40", "--workers", "2"), cwd=ROOT, check=True, capture_output=True)
     assert contents(tmp_path) == contents(made)
@@ -107,6 +108,7 @@ def test_enlarging_keeps_the_full_shards(made, tmp_path):
     assert contents(tmp_path) == contents(made)
 
 
+@pytest.mark.slow
 def test_killed_run_goes_on_to_the_same_bytes(made, tmp_path):
     process = subprocess.Popen(
         command(tmp_path, "--num", "40", "--workers", "1"),
@@ -164,6 +166,7 @@ def test_other_data_are_refused(made, tmp_path):
         make_still_life(tmp_path / "theirs.tar", 16, SMALL)
 
 
+@pytest.mark.slow
 def test_the_door_prints_one_sentence_and_exits_2(made):
     result = subprocess.run(command(made, "--num", "16"), cwd=ROOT, capture_output=True, text=True)
     assert result.returncode == 2
@@ -218,6 +221,7 @@ def test_edits_come_in_pairs_with_their_instruction(mixed):
         assert before.picture != after.picture
 
 
+@pytest.mark.slow
 def test_two_workers_write_the_same_scenes_and_a_stopped_run_goes_on(mixed, tmp_path):
     shares = ["--scenes", "0.3", "--figures", "0.2", "--faces", "0.2", "--edits", "0.3", "--seed", "3"]
     run = command(tmp_path, *shares, "--workers", "2", "--num")

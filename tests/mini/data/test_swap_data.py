@@ -1,8 +1,11 @@
+import pytest
+
 from escdiff.data.index import Index
 from escdiff.mini.data.swap_data import ensure_rendered
 from escdiff.support.config.data import DataConfig
 
 
+@pytest.mark.slow
 def test_data_is_rendered_once_and_completed(tmp_path):
     root = tmp_path / "world"
     config = DataConfig(root=str(root), num_samples=32, size=64, shard_size=16)

@@ -28,6 +28,7 @@ def test_things_fit_the_frame_and_differ(things):
             assert both < 0.9
 
 
+@pytest.mark.slow
 def test_a_thing_is_one_piece(things):
     for factors in things:
         solid = nameless.thing(factors.shape.seed)

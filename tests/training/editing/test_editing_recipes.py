@@ -48,6 +48,7 @@ def test_pairs_are_before_and_after(world):
     assert len({pair.instruction for pair in pairs}) > 8 and all(pair.instruction for pair in pairs)
 
 
+@pytest.mark.slow
 def test_instruct_pix2pix_from_the_door(tiny_folder, world, tmp_path):
     run(tiny_folder, world, "instruct_pix2pix", f"run_dir={tmp_path}")
     pipeline = load_instruct(tmp_path / "export")
@@ -55,6 +56,7 @@ def test_instruct_pix2pix_from_the_door(tiny_folder, world, tmp_path):
     assert pipeline.unet.conv_in.weight[:, 8:].abs().max() > 0  # it has learned to look
 
 
+@pytest.mark.slow
 def test_anydoor_from_the_door(tiny_folder, world, tmp_path):
     run(tiny_folder, world, "anydoor", f"run_dir={tmp_path}")
     unet = load_backbone(str(tiny_folder)).unet
@@ -67,6 +69,7 @@ def test_anydoor_from_the_door(tiny_folder, world, tmp_path):
     assert moved and all(name.startswith("up_blocks") for name in moved)
 
 
+@pytest.mark.slow
 def test_other_data_and_backbones_are_refused(tiny_folder, world, tmp_path):
     make_still_life(tmp_path / "plain", 16, StillLifeOptions(seed=1, size=64))
     with pytest.raises(UserError, match="holds no pairs"):
@@ -100,6 +103,7 @@ def test_the_loss_is_the_backbones_own_as_long_as_the_new_channels_are_zero(tiny
     torch.testing.assert_close(found, (output - noise).square().mean((1, 2, 3)), atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_placings_differ_by_the_object_and_its_shadow_alone(tmp_path):
     placings = [draw_placing(3, number) for number in range(4)]
     shown = show(placings, 64)

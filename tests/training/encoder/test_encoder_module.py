@@ -155,6 +155,7 @@ def test_gradients_reach_the_encoder_and_only_it(config, monkeypatch, words_step
         assert all(p.grad is None for p in part.parameters() if id(p) not in branches)
 
 
+@pytest.mark.slow
 def test_a_run_with_routing_can_be_painted_with(config, tiny_folder):
     config.encoder.branches, config.trainer.max_steps = "routed", 3
     config.space.stages, config.trainer.sample_steps = 2, 3
@@ -396,6 +397,7 @@ def test_two_processes_learn_the_same_and_something(config, tmp_path):
     assert sum(not torch.equal(first[name], other[name]) for name in first) > len(first) / 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("cache", ["latents", "clip"])
 def test_other_ranks_wait_for_what_rank_zero_encodes(config, data, tmp_path, monkeypatch, cache):
     root = shutil.copytree(data, tmp_path / "world", ignore=lambda *_: ["latents", "clip"])
@@ -435,6 +437,7 @@ def test_stored_tokens_give_the_features_of_the_pictures(config, data):
     assert module.features(batch, False).keys() == stored.features(tokens, False).keys() == {"shape", "appearance"}
 
 
+@pytest.mark.slow
 def test_operations_are_counted_anew_when_the_kind_of_step_changes(config, tmp_path):
     config.loss = LossConfig(draws=8, cells=1, words_only=0.3, exact_from=0.6)  # two steps of each
     run.train(config, [StopAt(3)])
@@ -446,6 +449,7 @@ def test_operations_are_counted_anew_when_the_kind_of_step_changes(config, tmp_p
     assert words < 0.8 * tied and tied < 0.95 * exact
 
 
+@pytest.mark.slow
 def test_trainings_on_stored_tokens_resume_exactly(config, tmp_path):
     config.data.tokens, config.data.batch_size = "auto", 16
     run.train(config)

@@ -51,6 +51,7 @@ def config(photos, tmp_path, tiny_folder):
     )  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["squares", "buckets", "latents"])
 def test_photographs_train_and_their_grid_shows_swaps(config, photos, tmp_path, kind, tiny_folder, caplog, recwarn):
     quiet_libraries()
@@ -98,6 +99,7 @@ def test_sizes_that_the_vae_cannot_halve_are_refused(tiny_folder):
         picture_size(63, backbone)
 
 
+@pytest.mark.slow
 def test_scores_are_logged_beside_the_validation_loss(config, tmp_path, monkeypatch):
     torch.manual_seed(0)
     size = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}

@@ -38,6 +38,7 @@ def keep_broken(folder, rank):
     return keep(folder, rank)
 
 
+@pytest.mark.slow
 def test_one_process_goes_on_as_two_with_workers(config, tmp_path):
     """At the same global batch the order of all samples is that of one process in one go."""
     config.data.batch_size = 4
@@ -53,6 +54,7 @@ def test_one_process_goes_on_as_two_with_workers(config, tmp_path):
     assert torch.equal(torch.stack(whole[3:]), torch.stack(again))
 
 
+@pytest.mark.slow
 def test_a_broken_loss_on_one_rank_is_skipped_on_all(config, tmp_path):
     codes = ranks.wait(ranks.start(config, 2, tmp_path, partial(keep_broken, tmp_path)), 240)
     assert codes == [0, 0], (tmp_path / "rank0.txt").read_text(encoding="utf-8")
