@@ -1,4 +1,4 @@
-"""What trainings and doors ask of a frozen model, whatever its family.
+"""What trainings and commands ask of a frozen model, whatever its family.
 
 Legend: B batch, C latent channels, h, w latent height and width, L layers, S stages, K vectors per placeholder,
 W width of the vectors.

@@ -1,4 +1,4 @@
-"""A backbone by the name of its preset in `configs/backbone`, for doors without a configuration of their own."""
+"""A backbone by the name of its preset in `configs/backbone`, for commands without a configuration of their own."""
 
 from pathlib import Path
 from typing import Any

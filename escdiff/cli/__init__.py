@@ -1,1 +1,1 @@
-"""The doors: training and inference from a command line."""
+"""The commands `train.py` and `infer.py`."""

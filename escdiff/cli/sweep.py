@@ -1,4 +1,4 @@
-"""`python train.py -m ...`: Hydra's multirun, one run folder per cell. Finished cells are skipped, others go on."""
+"""`python train.py -m ...`: Hydra's multirun, one run folder per run. Finished runs are skipped, others go on."""
 
 import importlib.util
 import sys
@@ -115,7 +115,7 @@ def check_processes(trainer: TrainerConfig) -> None:
     else:
         count = len(devices.split(",")) if "," in str(devices) else int(devices)
     if count * trainer.num_nodes > 1:
-        problem = f"a sweep with {count * trainer.num_nodes} processes per cell given"
+        problem = f"a sweep with {count * trainer.num_nodes} processes per run given"
         raise UserError(f"{problem}; expected trainer.devices=1, or launcher=slurm, which starts them itself")
 
 

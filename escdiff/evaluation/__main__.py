@@ -1,4 +1,4 @@
-"""The doors of the evaluation: `python -m escdiff.evaluation esc-bench --out DIR`, `compare --out DIR`, and `doors`."""
+"""The commands of the evaluation: `python -m escdiff.evaluation esc-bench --out DIR`, `compare --out DIR`."""
 
 import os
 import shlex
@@ -239,7 +239,7 @@ for command in (*doors.COMMANDS, *editing.COMMANDS, *scene_comparison.COMMANDS):
 
 
 def main() -> None:
-    """The door `python -m escdiff.evaluation`."""
+    """The command `python -m escdiff.evaluation`."""
     try:
         app()
     except UserError as error:

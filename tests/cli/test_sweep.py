@@ -158,7 +158,7 @@ def test_a_cell_never_goes_on_from_another_configuration(sweep):
 
 @pytest.mark.parametrize("devices", ["2", "'0,1'", "[0,1]"])
 def test_cells_of_several_processes_are_refused(sweep, devices):
-    with pytest.raises(UserError, match="2 processes per cell"):
+    with pytest.raises(UserError, match="2 processes per run"):
         sweep.call("encoder.gates=learned,none", f"trainer.devices={devices}")
 
 
