@@ -40,6 +40,15 @@ def level(before: int, after: int, blocks: int) -> list[nn.Module]:
     return [*strided, *(Block(after) for _ in range(blocks))]
 
 
+def neck(pooled: int, width: int) -> nn.Sequential:
+    """Layers from pooled maps (B, pooled) to features (B, width).
+
+    Means and maxima of maps differ much in size; without normalising them patterns were hardly learned (docs/log.md).
+    """
+    normalised = nn.BatchNorm1d(pooled), nn.Linear(pooled, width, bias=False), nn.BatchNorm1d(width)
+    return nn.Sequential(*normalised, nn.ReLU(inplace=True))
+
+
 class Judge(nn.Module):
     """A network that reads pictures, with a dataclass `config` from which it is built again.
 

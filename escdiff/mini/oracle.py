@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from escdiff.mini.judge import Judge, level, words_of
+from escdiff.mini.judge import Judge, level, neck, words_of
 from escdiff.mini.world import world
 
 # Heads that also read swatches: colours tell materials apart, and must not tell shapes apart.
@@ -91,11 +91,6 @@ class OracleConfig:
         return cls(**trunk, classes=words, readers=readers, seen=seen, **stored)
 
 
-def _neck(pooled: int, width: int) -> nn.Sequential:
-    normalised = nn.BatchNorm1d(pooled), nn.Linear(pooled, width, bias=False), nn.BatchNorm1d(width)
-    return nn.Sequential(*normalised, nn.ReLU(inplace=True))
-
-
 def _mean(maps: Tensor) -> Tensor:
     return maps.mean((2, 3))
 
@@ -134,7 +129,7 @@ class _Reader(nn.Module):
         self.trunk = nn.Sequential(*layers)
         pooled = 2 * sum(config.channels[-config.pooled :])
         width = config.width
-        self.neck = _neck(pooled, width) if config.normalised else nn.Sequential(nn.Linear(pooled, width), nn.ReLU())
+        self.neck = neck(pooled, width) if config.normalised else nn.Sequential(nn.Linear(pooled, width), nn.ReLU())
         if set(names) & set(COLORED):
             self.swatches = _Swatches(config.channels[1], width)
             self.palette = nn.Sequential(nn.Linear(width + 3 * SWATCHES, width), nn.ReLU(inplace=True))

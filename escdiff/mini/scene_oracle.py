@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from escdiff.mini.judge import Judge, level, words_of
+from escdiff.mini.judge import Judge, level, neck, words_of
 from escdiff.mini.world import world
 from escdiff.mini.world.geometry.faces import EXPRESSIONS, FACE, IDENTITY
 from escdiff.mini.world.geometry.figures import BODIES, POSES, UNNAMED_POSES
@@ -82,7 +82,7 @@ class SceneOracle(Judge):
         self.cells = nn.ModuleDict({name: nn.Conv2d(config.width, size, 1) for name, size in cells.items()})
         nn.init.constant_(self.cells["centre"].bias, -4.0)  # most cells are no centre
         sizes = {name: len(words) for name, words in config.classes.items()} | {"face": config.face}
-        self.neck = nn.Sequential(nn.Linear(2 * last, 2 * last), nn.ReLU(inplace=True))
+        self.neck = neck(2 * last, 2 * last)
         self.heads = nn.ModuleDict({name: nn.Linear(2 * last, size) for name, size in sizes.items()})
         self.identity = nn.Linear(2 * last, config.identity)
 
