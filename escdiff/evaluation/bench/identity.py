@@ -54,7 +54,7 @@ class Gallery:
     """The line-ups that an oracle has been shown: instances come back, in the rows of words above all.
 
     Attributes:
-        known: instance -> mean vectors (1 + OTHERS, D), of length 1, of its line-up; its own comes first.
+        vectors: instance -> mean vectors (1 + OTHERS, D), of length 1, of its line-up; its own comes first.
     """
 
     def __init__(self, oracle: Oracle, seed: int = 0) -> None:
