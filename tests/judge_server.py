@@ -51,7 +51,8 @@ class RuleJudge:
 def serving(answer=None):
     """The same behind an OpenAI-compatible address; yields (URL, list of the bodies that were asked).
 
-    `answer(body, number)` may give (HTTP code, JSON, headers) in the rule's place.
+    `answer(body, number)` may give (HTTP code, JSON, headers) in the rule's place; of a header Sent, so many bytes are
+    sent of the answer.
     """
     bodies, lock = [], threading.Lock()
 
@@ -68,7 +69,7 @@ def serving(answer=None):
             for name, value in {"Content-Length": str(len(data)), **headers}.items():
                 self.send_header(name, value)
             self.end_headers()
-            self.wfile.write(data)
+            self.wfile.write(data[: int(headers.get("Sent", len(data)))])
 
         def log_message(self, *_):
             pass

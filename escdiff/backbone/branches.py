@@ -70,13 +70,18 @@ def add_branches(unet: nn.Module, rank: int = 4, names: tuple[str, ...] = ATTRIB
 
 
 def set_branches(unet: nn.Module, weights: Mapping[str, float]) -> None:
-    """Switch adapters: only those named are active, each with its weight; an empty mapping switches all off."""
+    """Switch adapters: only those named are active, each with its weight; an empty mapping switches all off.
+
+    Adapters that come later act, whatever was switched off.
+    """
     active = {name: float(weight) for name, weight in weights.items() if weight}
+    unet.enable_adapters()
     if active:
-        unet.enable_adapters()
         unet.set_adapters(list(active), list(active.values()))
-    else:
-        unet.disable_adapters()
+        return
+    for layer in unet.modules():
+        if isinstance(layer, LoraLayer):
+            layer.set_adapter([])
 
 
 def branch_parameters(unet: nn.Module, name: str) -> Iterator[nn.Parameter]:

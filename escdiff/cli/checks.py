@@ -37,6 +37,19 @@ def check(config: InferConfig) -> None:
     check_folder(Path(config.out))
 
 
+def sides_of(config: InferConfig, backbone) -> dict[str, int | None]:
+    """Height and width to paint: `height` and `width`, else `size`, else the backbone's own.
+
+    Raises:
+        UserError: one of them is no multiple of the VAE's factor.
+    """
+    from escdiff.pipelines.generate import check_size
+
+    sides = {name: getattr(config, name) for name in ("size", "height", "width")}
+    check_size(backbone, **sides)
+    return {name: sides[name] or sides["size"] for name in ("height", "width")}
+
+
 def check_folder(out: Path) -> None:
     """Refuse a folder that could not be written later on; leaves nothing behind.
 

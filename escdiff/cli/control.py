@@ -45,6 +45,14 @@ def check_control(config: InferConfig) -> None:
         )
     trained = bool(edit) and edit.name in trained_edits.NEEDED
     if edit:
+        if sides := config.given("size", "height", "width"):
+            key, side = next(iter(sides.items()))
+            raise UserError(f"{key}={side} was given, but edit={edit.name} paints at the model's size; leave it out")
+        if not trained and config.num_images not in (1, InferConfig.num_images):
+            raise UserError(
+                f"num_images={config.num_images} was given, but edit={edit.name} makes one picture, which no seed "
+                "changes; leave it out"
+            )
         needed = trained_edits.NEEDED.get(edit.name, ("picture", "source", "prompt"))
     else:
         needed = ("boxes" if control.name == "boxes" else "groups", "prompt")
@@ -75,7 +83,7 @@ def run_control(config: InferConfig, read: Callable[[InferConfig], tuple[Any, di
     Raises:
         UserError: anything that the user can mend.
     """
-    from escdiff.cli.checks import check_prompt
+    from escdiff.cli.checks import check_prompt, sides_of
     from escdiff.cli.masks import read_picture
     from escdiff.cli.results import write_results
     from escdiff.control.inversion import fidelity, invert
@@ -93,7 +101,7 @@ def run_control(config: InferConfig, read: Callable[[InferConfig], tuple[Any, di
         raise UserError("the concept brings weights along; a control expects words, as of an encoder or of ti and xti")
     if concept is not None:
         check_prompt(config.prompt, concept.attributes, list(config.given("shape", "appearance")))
-    prompt, count, mask = config.prompt, config.num_images, None
+    prompt, count, mask, sides = config.prompt, config.num_images, None, {}
     if edit := config.edit:
         with seconds.phase("invert"):
             picture, mask = read_picture(config.picture, edit.mask, config.segmenter, backbone.picture_size)
@@ -106,12 +114,12 @@ def run_control(config: InferConfig, read: Callable[[InferConfig], tuple[Any, di
             controls, prompt = edit_controls(backbone, edit.name, source, prompt, concept, mask, options)
         pictures, count = {config.picture: picture, **pictures}, 1  # it begins with the picture, not with a seed
     else:
-        controls = [make_control(config, config.control)]
+        controls, sides = [make_control(config, config.control)], sides_of(config, backbone)
     with seconds.phase("paint"), sample_progress("painting", count * config.steps) as advance:
         painted = generate(
             backbone, [prompt] * count, concept, steps=config.steps, guidance=config.guidance,
             seeds=range(config.seed, config.seed + count), negative_prompt=config.negative_prompt or "",
-            batch_size=config.batch_size, on_step=advance, controls=controls,
+            batch_size=config.batch_size, on_step=advance, controls=controls, **sides,
         )  # fmt: skip
     if mask is not None and config.edit.paste:
         painted = [paste(result, picture, mask) for result in painted]

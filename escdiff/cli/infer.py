@@ -9,7 +9,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 from escdiff.cli import control
-from escdiff.cli.checks import check, check_prompt
+from escdiff.cli.checks import check, check_prompt, sides_of
 from escdiff.cli.door import door
 from escdiff.support.config.compose import compose
 from escdiff.support.config.help import groups_text, keys_text
@@ -242,19 +242,6 @@ def make_concepts(config: InferConfig, pictures: Mapping, encoder, masks: Mappin
 def strengthen(concept, strength: Mapping[str, float]):
     """The concept with some attributes weighted."""
     return concept.scaled({a: value for a, value in strength.items() if a in concept.attributes})
-
-
-def sides_of(config: InferConfig, backbone) -> dict[str, int | None]:
-    """Height and width to paint: `height` and `width`, else `size`, else the backbone's own.
-
-    Raises:
-        UserError: one of them is no multiple of the VAE's factor.
-    """
-    from escdiff.pipelines.generate import check_size
-
-    sides = {name: getattr(config, name) for name in ("size", "height", "width")}
-    check_size(backbone, **sides)
-    return {name: sides[name] or sides["size"] for name in ("height", "width")}
 
 
 def paint(backbone, cells: Sequence[tuple], seeds: Sequence[int], config: InferConfig, sides: Mapping) -> list:

@@ -36,7 +36,7 @@ class Boxes(Control):
         layers: how many times smaller than the latents the maps are; None: what suits the U-Net.
 
     Raises:
-        UserError: a box that is no part of the picture; when called, a phrase that the prompt lacks.
+        UserError: no box, or one that is no part of the picture; when called, a phrase that the prompt lacks.
     """
 
     def __init__(
@@ -44,6 +44,8 @@ class Boxes(Control):
         tries: int = 5, layers: int | None = None,
     ) -> None:  # fmt: skip
         self.boxes = {phrase: check_box(phrase, box) for phrase, box in parse_boxes(boxes).items()}
+        if not self.boxes:
+            raise UserError("no box was given; expected boxes such as 'mug=.1,.2,.5,.8; chair=.5,.2,.9,.8'")
         if not 0 <= until <= 1:
             raise UserError(f"until={until} was given; expected a share of the steps in [0, 1]")
         self.weight, self.until, self.enough, self.tries, self.layers = weight, until, enough, tries, layers

@@ -20,6 +20,7 @@ from escdiff.control.descent import MapDescent, Schedule
 from escdiff.control.maps import AttentionMaps, choose
 from escdiff.control.objectives import contrast, sharpen, smooth
 from escdiff.control.phrases import split_phrases
+from escdiff.support.errors import UserError
 
 REFINE = {0.0: None, 0.2: None, 0.4: None}
 
@@ -34,7 +35,8 @@ class Conform(MapDescent):
         layers: how many times smaller than the latents the maps are; None: what suits the U-Net.
 
     Raises:
-        UserError: no phrase, or a share of the steps outside of [0, 1]; when called, a phrase that the prompt lacks.
+        UserError: fewer than two phrases, or a share of the steps outside of [0, 1]; when called, a phrase that the
+            prompt lacks.
     """
 
     def __init__(
@@ -44,6 +46,11 @@ class Conform(MapDescent):
     ) -> None:  # fmt: skip
         super().__init__(Schedule(size, until, dict(refine), refinements, null_seed), layers)
         self.groups, self.temperature, self.softmax = split_phrases(groups), temperature, softmax
+        if len(self.groups) < 2:
+            raise UserError(
+                f"the group {self.groups[0]!r} was given alone; expected two or more, as in 'red mug; blue chair', "
+                "which are told apart"
+            )
 
     def attach(self, run: Run) -> AbstractContextManager:
         for group in self.groups:

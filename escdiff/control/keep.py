@@ -46,9 +46,10 @@ class Keep(Sourced):
         return nullcontext()
 
     def after(self, step: Step, latents: Tensor) -> Tensor:
-        timesteps = step.run.pipeline.scheduler.timesteps
-        later = timesteps[step.index + 1 :]
-        source = self.source.at(later[0]) if len(later) else self.source.clean
+        timesteps = step.run.pipeline.scheduler.timesteps.tolist()
+        # By its value: image to image begins in the middle of the scheduler's timesteps.
+        later = timesteps[timesteps.index(int(step.timestep)) + 1 :]
+        source = self.source.at(later[0]) if later else self.source.clean
         mask = self.mask.to(latents)
         return latents * mask + source.to(latents) * (1 - mask)
 

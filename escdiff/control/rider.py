@@ -35,7 +35,7 @@ class Sourced(Control):
         check_ddim(run.pipeline)
 
     def before(self, step: Step, latents: Tensor) -> Tensor:
-        """From the source's noise on."""
+        """From the source's latents at the first step on."""
         if step.index:
             return latents
         if latents.shape[1:] != self.source.start.shape[1:]:
@@ -44,18 +44,27 @@ class Sourced(Control):
                 "the source picture has {} x {} latents, the pipeline paints {} x {}; "
                 "resize the picture, or give its height= and width=".format(*next(sizes), *next(sizes))
             )
-        self.source.at(step.timestep)
-        return self.source.start.expand_as(latents)
+        return self.source.at(step.timestep).expand_as(latents)
 
 
 class Rider(Sourced):
-    """Lets the source ride along, and changes nothing by itself."""
+    """Lets the source ride along, and changes nothing by itself.
+
+    Raises:
+        UserError: when called, a ControlNet, or a U-Net that reads more than the latents.
+    """
 
     @contextmanager
     def attach(self, run: Run) -> Iterator[None]:
         self.check(run)
         if getattr(run.pipeline, "controlnet", None) is not None:
             raise UserError("a pipeline with a ControlNet was given; its residuals have no row for the source picture")
+        channels, own = run.unet.config.in_channels, self.source.clean.shape[1]
+        if channels != own:
+            raise UserError(
+                f"the pipeline's U-Net reads {channels} channels, the source picture {own}; expected a model that "
+                "reads the latents alone, not one for inpainting"
+            )
         handles = [
             run.unet.register_forward_pre_hook(self._mount, with_kwargs=True, prepend=True),
             run.unet.register_forward_hook(self._dismount),

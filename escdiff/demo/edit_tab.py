@@ -19,7 +19,7 @@ def edit_tab(
 
     Args:
         picture_place: makes a place for an upload from a label and a name.
-        said: a context that tells a visitor's mistakes on the page.
+        reporting: a context that tells a visitor's mistakes on the page.
     """
     most = editor.engine.limits.prompt
     with gr.Tab("Edit"), gr.Row():

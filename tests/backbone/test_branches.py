@@ -13,7 +13,8 @@ from safetensors.torch import load_file
 
 import escdiff
 from escdiff import ConceptEncoder, ESCDiffPipeline
-from escdiff.backbone.branches import Branches, hash_of, remove_branches
+from escdiff.backbone.adapters import Attached, LowRank
+from escdiff.backbone.branches import Branches, add_branches, hash_of, remove_branches, set_branches
 from escdiff.cli import infer
 from escdiff.concept import ATTRIBUTES, Concept
 from escdiff.pipelines.generate import generate
@@ -205,3 +206,27 @@ def test_numbers_that_half_precision_cannot_hold(backbone, tmp_path):
     with pytest.raises(UserError, match="cannot hold"):
         concept.save(tmp_path / "a.safetensors", torch.float16)
     assert not list(tmp_path.iterdir())
+
+
+def test_another_adapter_acts_where_the_branches_are_off(backbone, tmp_path):
+    unet, low = backbone.unet, LowRank(backbone, 2)
+    for parameter in low.parameters():
+        torch.nn.init.normal_(parameter)
+    low.save(tmp_path)
+    low.remove()
+
+    def painted():
+        attached = Attached(unet, tmp_path)
+        sample = generate(backbone, ["a plain mug"], steps=1)[0].tobytes()
+        attached.remove()
+        return sample
+
+    alone, stock = painted(), generate(backbone, ["a plain mug"], steps=1)[0].tobytes()
+    add_branches(unet, 2)
+    with torch.no_grad():
+        for parameter in (p for key, p in unet.named_parameters() if ".lora_" in key):
+            parameter.normal_()
+    set_branches(unet, {})
+    assert painted() == alone != stock == generate(backbone, ["a plain mug"], steps=1)[0].tobytes()
+    set_branches(unet, dict.fromkeys(ATTRIBUTES, 1.0))
+    assert generate(backbone, ["a plain mug"], steps=1)[0].tobytes() != stock

@@ -54,6 +54,20 @@ def test_a_control_without_a_reference_paints_in_batches(tiny_folder, tmp_path):
     assert pixels(boxed).shape == pixels(excited).shape == (128, 128, 3)
 
 
+def test_a_control_paints_the_sides_that_were_asked_for(tiny_folder, tmp_path):
+    given = ["prompt=a red mug and a blue chair", "num_images=1"]
+    wide = ["height=64", "width=128"]
+    for control in (["control=boxes", "boxes=mug=0,0,.5,1"], ["control=conform", "groups=red mug; blue chair"]):
+        control += ["control.layers=2", "control.until=1"]
+        out, stock = (
+            run(tiny_folder, *control, *given, *wide, own, f"out={tmp_path / own}")
+            for own in (f"control.{'weight' if 'boxes' in control[0] else 'size'}={value}" for value in (100, 0))
+        )
+        assert pixels(out).shape == (64, 128, 3) and (pixels(out) != pixels(stock)).any()
+    square = run(tiny_folder, *control, *given, "size=64", f"out={tmp_path / 'square'}")
+    assert pixels(square).shape == (64, 64, 3)
+
+
 @pytest.mark.parametrize("edit", ["plug_and_play", "pix2pix_zero"])
 def test_an_edit_changes_the_picture_inside_of_its_mask(tiny_folder, tmp_path, photo, edit):
     given = [f"picture={photo / 'photo.png'}", "source=a red square", "prompt=a blue square", f"edit={edit}"]
@@ -109,7 +123,8 @@ def test_an_object_is_put_into_its_box(tiny_folder, tmp_path, photo, models):
         (["control=conform", "groups=mug"], "needs prompt="),
         (["control=conform", "prompt=a mug"], "needs groups="),
         (["control=boxes", "prompt=a mug", "boxes=mug=0,0,2,1"], "inside of the picture"),
-        (["control=conform", "prompt=a mug", "groups=dog"], "'dog' is not in the prompt"),
+        (["control=conform", "prompt=a mug", "groups=mug"], "expected two or more"),
+        (["control=conform", "prompt=a mug", "groups=mug; dog"], "'dog' is not in the prompt"),
         (["control=conform", "prompt=a mug", "groups=mug", "boxes=mug=0,0,1,1"], "does not read"),
         (["control=conform", "edit=plug_and_play", "prompt=a mug", "groups=mug"], "expected one of them"),
         (["groups=mug", "prompt=a mug"], "without a control"),
@@ -126,6 +141,12 @@ def test_an_object_is_put_into_its_box(tiny_folder, tmp_path, photo, models):
         (["edit=instruct_pix2pix", "picture={photo}", "prompt=x", "edit.model=x", "shape={photo}"], "does not read"),
         (["edit=anydoor", "picture={photo}", "edit.model=nowhere"], "needs edit.reference="),
         (["edit=anydoor", "picture={photo}", "edit.model=x", "edit.reference={photo}"], "no AnyDoor model"),
+        (["control=boxes", "prompt=a mug", "boxes=;"], "no box was given"),
+        (["control=boxes", "prompt=a mug", "boxes=mug=0,0,1,1", "size=60"], "size=60"),
+        (["edit=plug_and_play", "picture={photo}", "source=x", "prompt=a mug", "size=64"], "size=64 was given"),
+        (["edit=anydoor", "picture={photo}", "edit.model=x", "edit.reference={photo}", "width=64"], "width=64 was"),
+        (["edit=instruct_pix2pix", "picture={photo}", "prompt=x", "edit.model=x", "height=64"], "height=64 was"),
+        (["edit=pix2pix_zero", "picture={photo}", "source=x", "prompt=a mug", "num_images=2"], "num_images=2 was"),
         (["control=conform", "control.until=2", "prompt=a mug", "groups=mug"], "until=2"),
         (["control=conform", "control.size=big", "prompt=a mug", "groups=mug"], "control.size=big"),
         (["control=conform", "control.sise=1", "prompt=a mug", "groups=mug"], "control.sise"),

@@ -172,6 +172,40 @@ def test_outside_of_the_mask_the_source_stays_bit_for_bit(pipeline):
     ))  # fmt: skip
 
 
+def test_from_a_picture_on_the_source_begins_where_the_loop_does(backbones):
+    """With strength .5 the first half of the source's steps is left out."""
+    parts = {"unet": tiny.make_unet(in_channels=4, out_channels=4), "vae": tiny.make_vae(4)}  # as inpainting has it
+    picture = torch.rand(1, 3, 128, 128, generator=torch.Generator().manual_seed(2))
+    source, mask = painted(make_pipeline(backbones["sd"], **parts)), torch.zeros(1, 128, 128)
+    mask[:, 32:64, 16:40] = 1
+    shown = {"image": picture, "strength": 0.5, "num_inference_steps": STEPS, "output_type": "latent"}
+    for name in ("Img2Img", "Inpaint"):
+        pipeline = make_pipeline(backbones["sd"], getattr(diffusers, f"StableDiffusion{name}Pipeline"), **parts)
+        own = {} if name == "Img2Img" else {"mask_image": torch.ones(1, 1, 128, 128), "height": 128, "width": 128}
+        for controls in ((Keep(source, mask),), (PlugAndPlay(source, factor=2), Keep(source, mask))):
+            seen = Recorder()
+            result = controlled(pipeline, *controls, seen)(
+                OTHER, generator=torch.Generator().manual_seed(3), **shown, **own
+            ).images
+            first = next(iter(seen.latents))
+            assert list(seen.latents) == list(source.latents)[2:] and torch.equal(seen.latents[first], source.at(first))
+            changed = (result != source.clean).any(1)[0]
+            assert changed[4:8, 2:5].all() and changed.sum() == 12
+
+
+def test_a_model_with_more_channels_has_no_row_for_the_source(backbones):
+    vae, inpainting = tiny.make_vae(4), diffusers.StableDiffusionInpaintPipeline
+    source = painted(make_pipeline(backbones["sd"], unet=tiny.make_unet(in_channels=4, out_channels=4), vae=vae))
+    pipeline = make_pipeline(backbones["sd"], inpainting, unet=tiny.make_unet(in_channels=9, out_channels=4), vae=vae)
+    shown = {"image": torch.rand(1, 3, 128, 128), "mask_image": torch.ones(1, 1, 128, 128)}
+    with pytest.raises(UserError, match="9 channels, the source picture 4") as caught:
+        edit(pipeline, OTHER, PlugAndPlay(source, factor=2), **shown)
+    assert "\n" not in str(caught.value)
+    left = torch.zeros(1, 128, 128)
+    left[..., :64] = 1
+    assert torch.equal(edit(pipeline, OTHER, Keep(source, left), **shown)[..., 8:], source.clean[..., 8:])
+
+
 def test_mistakes_are_one_sentence(backbones, caplog):
     pipeline = make_pipeline(backbones["sd"])
     source, mask = painted(pipeline), torch.ones(1, 128, 128)

@@ -115,6 +115,7 @@ class Models:
 
     def edit(self, before: Image.Image, source: str, prompt: str, seed: int) -> Image.Image:
         """A picture that `source` describes, painted in the words of `prompt` by Plug-and-Play."""
+        self.use_branches(False)
         with _backwards(self.backbone):
             pipeline = self.backbone.pipeline()
             pipeline.set_progress_bar_config(disable=True)
@@ -123,11 +124,15 @@ class Models:
             options = {"steps": self.steps, "guidance": self.guidance, "seeds": [seed], "controls": controls}
             return generate(self.backbone, [prompt], **options)[0]
 
+    def use_branches(self, on: bool) -> None:
+        """Switch the encoder's branches, where it has some: on for its concepts, off for all else that is painted."""
+        if self.encoder is not None and self.encoder.config.branch_rank:
+            set_branches(self.backbone.unet, dict.fromkeys(ATTRIBUTES, 1.0) if on else {})
+
     def _vectors(self, references: Sequence[dict[str, Image.Image]]) -> dict[str, Tensor]:
         """Placeholder -> (B, L, S, K, D) of references of the same names."""
         names = list(references[0])
-        if self.encoder is not None and self.encoder.config.branch_rank:
-            set_branches(self.backbone.unet, dict.fromkeys(ATTRIBUTES, 1.0) if names else {})
+        self.use_branches(bool(names))
         pictures = {name: [reference[name] for reference in references] for name in names}
         vectors = self._encode({name: pictures.pop(name) for name in ATTRIBUTES if name in pictures})
         if len(vectors) > 1:

@@ -15,6 +15,7 @@ from typing import Any
 from escdiff import __version__
 from escdiff.backbone.adapters import applied
 from escdiff.concept import Concept
+from escdiff.data.shard_store import ShardStore
 from escdiff.evaluation.bench import scores
 from escdiff.evaluation.bench.derived import edit, leak
 from escdiff.evaluation.bench.instances import stream
@@ -31,7 +32,9 @@ from escdiff.evaluation.report import units
 from escdiff.evaluation.report.writing import write
 from escdiff.methods.base import CONCEPT
 from escdiff.pipelines.generate import generate
+from escdiff.support.config.data import DataConfig
 from escdiff.support.progress import sample_progress
+from escdiff.training.encoder.datasets import prepare
 
 FORMAT = 1  # raise when the same settings would give other figures
 SWAP_STRENGTH = 0.5  # of each of two adapters at once
@@ -70,6 +73,12 @@ class Comparison:
         """The factors of the references, equal for equal seeds."""
         return comparison_cases.draw_references(self.seed, self.references)
 
+    @cached_property
+    def world(self) -> tuple[str, int, str]:
+        """What encoders learn from, rendered if it is missing: folder, pictures to render, hash of the shards."""
+        prepare(DataConfig(root=self.data, num_samples=self.samples, size=None))
+        return self.data, self.samples, ShardStore(self.data).index().fingerprint()
+
     @property
     def cells(self) -> Path:
         """Folder of the pictures."""
@@ -81,6 +90,8 @@ class Comparison:
         about = sorted((asdict(contender) | {"about": ""}).items(), key=str)
         weights = models.fingerprints[: 2 if contender.method in ("", "escdiff_tuned") else 1]  # with ours, or without
         shared = (FORMAT, __version__, self.seed, weights, self.steps(name), about)
+        if any(contender.learn):
+            shared += self.world
         return hashlib.sha256(repr((shared, parts)).encode()).hexdigest()[:16]
 
     def steps(self, name: str) -> tuple[int, int]:
@@ -141,7 +152,9 @@ class Comparison:
     def paint(self, name: str, task: str, advance) -> list[Record]:
         """The judged pictures of a task, reference by reference."""
         cases = comparison_cases.draw_cases(task, self.factors, self.per_reference, self.seed)
-        digest = self.settings(name, task, self.references, self.per_reference, self.models.steps, self.models.guidance)
+        gates = self.models.fingerprints[1:2] if self.split == "gates" else ()
+        sampling = (self.models.steps, self.models.guidance, *gates)
+        digest = self.settings(name, task, self.references, self.per_reference, *sampling)
         home = self.cells / name
         stored = load_task(home, task, digest)
         if stored is None:
@@ -170,6 +183,7 @@ class Comparison:
         gates = {a: g.detach().cpu() for a, g in self.models.encoder.gates().items()} if self.split == "gates" else None
         alone = any("adapter" in concept.notes for concept in concepts.values())
         size = self.per_reference if alone else max(self.models.batch_size, 1)
+        self.models.use_branches(any(concept.branches for concept in concepts.values()))
         pictures = []
         for first in range(0, len(cases), size):
             part = cases[first : first + size]

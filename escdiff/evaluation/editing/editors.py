@@ -29,6 +29,7 @@ def img2img(tools: Tools, case: Case) -> Image.Image:
     parts = {name: part for name, part in tools.pipeline.components.items() if name != "safety_checker"}
     pipeline = StableDiffusionImg2ImgPipeline(**parts, safety_checker=None, requires_safety_checker=False)
     pipeline.set_progress_bar_config(disable=True)
+    tools.models.use_branches(False)
     return pipeline(
         case.words[1], image=case.before, strength=STRENGTH, num_inference_steps=tools.models.steps,
         guidance_scale=tools.models.guidance, generator=torch.Generator().manual_seed(case.number),

@@ -57,6 +57,7 @@ def anydoor(tools: Tools, case: Case) -> Image.Image:
     view = render([Factors(case.expected.shape, material, world.sample_scene(case.rng, material))], case.before.width)
     reference, mask = Image.fromarray(view.image[0]), torch.from_numpy(view.mask[0])[None].float()
     models = tools.models
+    models.use_branches(False)
     return place(
         tools.backbone, tools.placer, case.before, reference, mask, box_of(case), models.steps, models.guidance,
         case.number,

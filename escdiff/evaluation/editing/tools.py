@@ -1,5 +1,6 @@
 """Models of the edit bench, and results of a case that several editors share."""
 
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -25,13 +26,14 @@ class Tools:
 
     Attributes:
         trained: editor -> folder of the model that was trained for it.
+        saved: seconds of inversions that were at hand, those of all calls of `source` together.
     """
 
     models: Models
     trained: Mapping[str, Path] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self.backbone, self._sources = with_ddim(self.models.backbone), {}
+        self.backbone, self._sources, self.saved = with_ddim(self.models.backbone), {}, 0.0
         self.pipeline = self.backbone.pipeline()
         self.pipeline.set_progress_bar_config(disable=True)
 
@@ -47,9 +49,15 @@ class Tools:
 
     def source(self, case: Case) -> Trajectory:
         """The inversion of the picture before."""
-        if case.number not in self._sources:
-            self._sources[case.number] = invert(self.pipeline, case.before, case.words[0], self.models.steps)
-        return self._sources[case.number]
+        if case.number in self._sources:
+            source, seconds = self._sources[case.number]
+            self.saved += seconds
+            return source
+        start = time.perf_counter()
+        self.models.use_branches(False)
+        source = invert(self.pipeline, case.before, case.words[0], self.models.steps)
+        self._sources[case.number] = source, time.perf_counter() - start
+        return source
 
     def edit(
         self, case: Case, name: str, prompt: str, mask: Tensor | None = None, concept: Concept | None = None
@@ -57,6 +65,7 @@ class Tools:
         """One picture by the backbone, see `escdiff.pipelines.edit`."""
         models = self.models
         controls, prompt = edit_controls(self.backbone, name, self.source(case), prompt, concept, mask)
+        models.use_branches(concept is not None)
         return generate(
             self.backbone, [prompt], concept, steps=models.steps, guidance=models.guidance, seeds=[case.number],
             controls=controls,

@@ -5,7 +5,7 @@ times 2.5 (CLIPScore, so also Custom Diffusion's CLIP-T) or times 100; divide th
 """
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 from PIL import Image
@@ -33,9 +33,22 @@ class TextSimilarity(PictureMetric):
 
     def score(self, pictures: Sequence[Image.Image], texts: Sequence[str]) -> Tensor:
         """(B,) of B pictures and B texts."""
-        if odd := [text for text in texts if "<" in text or "*" in text]:
-            raise ValueError(f"the text {odd[0]!r} holds a placeholder, which would be scored as a word")
+        check_texts(texts)
         return torch.cosine_similarity(self.clip.pictures(pictures), self.clip.texts(texts), dim=-1)
+
+
+def check_texts(texts: Iterable[str]) -> None:
+    """Refuse texts that hold a placeholder, or what looks like one.
+
+    Raises:
+        UserError: names the first of them.
+    """
+    for text in texts:
+        if "<" in text or "*" in text:
+            raise UserError(
+                f"the text {text!r} holds < or *, the mark of a placeholder, which would be scored as a word; write it "
+                "without"
+            )
 
 
 class ImageSimilarity(PictureMetric):

@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass, field
 
 from escdiff.data.prompts import uses
 from escdiff.evaluation.protocols.subjects import Subject, painted, scored
+from escdiff.support.errors import UserError
 
 PROMPTS, SWAP, REAL, PAIR = "prompts", "swap", "real", "pair"
 FIRST, SECOND = "first", "second"  # names of a pair's placeholders
@@ -65,12 +66,25 @@ class Case:
         return cls(**values)
 
 
+def check_swap(subjects: Sequence[Subject]) -> None:
+    """Raises:
+    UserError: a single subject, which has no other to swap with.
+    """
+    if len(subjects) == 1:
+        raise UserError(f"there is one subject, {subjects[0].name!r}, but --swap mixes two; add one or leave it out")
+
+
 def cases(task: str, subjects: Sequence[Subject], number: int, seeds: Sequence[int]) -> list[Case]:
-    """The cases of one subject; the same seeds for every prompt and subject."""
+    """The cases of one subject; the same seeds for every prompt and subject.
+
+    Raises:
+        UserError: a swap of one subject alone.
+    """
     subject = subjects[number]
     if task == REAL:
         return [Case(path.name, "", subject.name, subject.name, 0) for path in subject.pictures]
     if task == SWAP:
+        check_swap(subjects)
         if not any(uses(painted(template), "shape") for template in subject.templates):
             return []  # a style, which has no shape
         other, text = subjects[(number + 1) % len(subjects)], scored(SWAP_PROMPT, subject.category)

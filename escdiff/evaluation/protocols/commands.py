@@ -150,7 +150,7 @@ def _run(
 ) -> None:  # fmt: skip
     from escdiff.backbone import pick_device
     from escdiff.evaluation.metrics.build import read_metrics
-    from escdiff.evaluation.protocols.cases import PAIR, PROMPTS, REAL, SWAP
+    from escdiff.evaluation.protocols.cases import PAIR, PROMPTS, REAL, SWAP, check_swap
     from escdiff.evaluation.protocols.dreambench_plus import read_dreambench_plus
     from escdiff.evaluation.protocols.omnicontext import read_omnicontext
     from escdiff.evaluation.protocols.painter import Painter
@@ -165,6 +165,8 @@ def _run(
     read["omnicontext"] = lambda data: read_omnicontext(data, out / "pictures" / "references")
     read["folder"] = lambda data: read_folder(data, read_prompts(prompts))
     subjects = read[name](data)
+    if swap:
+        check_swap(subjects)  # before models are read
     make_folder(out)
     panel = make_panel(judge, rubrics, out, max_answers, device)
     tasks = (PAIR,) if name == "omnicontext" else (REAL, PROMPTS, SWAP) if swap else (REAL, PROMPTS)

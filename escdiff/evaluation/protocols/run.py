@@ -22,6 +22,7 @@ from escdiff import __version__
 from escdiff.evaluation.bench.models import fingerprint
 from escdiff.evaluation.bench.records import RESULT, Record, load_task, save_task
 from escdiff.evaluation.metrics.build import make_metrics
+from escdiff.evaluation.metrics.similarity import check_texts
 from escdiff.evaluation.protocols.cases import FIRST, PROMPTS, REAL, SECOND, SWAP, Case, cases
 from escdiff.evaluation.protocols.judge import Shown, judge, judge_real, masker
 from escdiff.evaluation.protocols.opinions import Opinions, forget
@@ -98,7 +99,10 @@ class Run:
         Raises:
             UserError: what the user can mend.
         """
+        every = [case for task in self.tasks for i in range(len(self.subjects)) for case in self.cases(task, i)]
         metrics, find = make_metrics(self.metrics, self.device), masker(self.masks)
+        if any(metric.against == "text" for metric in metrics.values()):
+            check_texts(case.text for case in every)
         everyone = [s for subject in self.subjects for s in (subject, subject.partner) if s]
         self._shown = {s.name: Shown(s, min(self.reference, len(s.pictures) - 1), find) for s in everyone}
         share = range(self.shard[0], len(self.subjects), self.shard[1])

@@ -25,7 +25,7 @@ def read_curves(runs: Sequence[Path]) -> dict[str, dict[str, Curve]]:
     """Recipe -> metric -> (samples seen, values); runs of one recipe are put one behind the other.
 
     Raises:
-        UserError: a folder without a configuration or metrics.
+        UserError: a folder without a configuration or metrics, or nothing that any of the runs has logged.
     """
     curves: dict[str, dict[str, Curve]] = {}
     seen: dict[str, float] = {}
@@ -49,6 +49,8 @@ def read_curves(runs: Sequence[Path]) -> dict[str, dict[str, Curve]]:
             before = curves.setdefault(recipe, {}).get(name, (np.empty(0), np.empty(0)))
             curves[recipe][name] = np.concatenate([before[0], samples]), np.concatenate([before[1], values])
         seen[recipe] = seen.get(recipe, 0.0) + (lines[-1]["step"] - first + 1) * per_step
+    if not curves:
+        raise UserError(f"{', '.join(map(str, runs))} logged nothing to draw; give runs that trained for a while")
     return curves
 
 

@@ -97,5 +97,5 @@ def _stands_out(material: Material, background: str) -> bool:
 
 
 def _as_in(scene: Scene, view_scene: Scene) -> Scene:
-    """`own` in the background, light and yaw of `scene`."""
+    """`view_scene` in the background, light and yaw of `scene`."""
     return replace(view_scene, background=scene.background, light=scene.light, yaw=scene.yaw)

@@ -9,6 +9,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Mapping, Sequence
+from http.client import HTTPException
 from typing import Any
 
 from PIL import Image
@@ -74,7 +75,7 @@ class Endpoint:
                 if error.code not in LATER:
                     raise UserError(self._refused(error.code, answer)) from None
                 reason, wait = f"HTTP {error.code}", _asked_for(error.headers.get("Retry-After", ""))
-            except (OSError, ValueError) as error:  # no connection, or no JSON
+            except (OSError, ValueError, HTTPException) as error:  # no connection, no JSON, or half an answer
                 reason, wait = str(getattr(error, "reason", error)) or type(error).__name__, 0.0
             if attempt + 1 < PATIENCE:
                 self._sleep(min(max(wait, 2.0**attempt), LONGEST))

@@ -25,7 +25,7 @@ def conversation(
     """The question with its pictures, numbered from 1, and after each answer without a score a reminder.
 
     Args:
-        pictures: references first, the judged one last. said: answers so far.
+        pictures: references first, the judged one last. answers: those so far.
     """
     parts: list[str | Image.Image] = []
     for number, picture in enumerate(pictures, 1):

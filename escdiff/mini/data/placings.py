@@ -41,13 +41,13 @@ class Placing:
 
 
 def draw_placing(seed: int, number: int, held_out: bool = False) -> Placing:
-    """Placing `number` of a seed; without `held_out` none whose object `world.held_out` keeps."""
+    """Placing `number` of a seed; without `held_out` none with a thing that `world.held_out` keeps."""
     rng = np.random.default_rng((seed, STREAM, number))
     while True:
         after = alone(rng) if rng.random() < ALONE else scenes.sample_arrangement(rng)
         thing_number = int(rng.integers(len(after.things)))
         thing = after.things[thing_number]
-        if held_out or not world.held_out(thing.shape, thing.material):
+        if held_out or not any(world.held_out(one.shape, one.material) for one in after.things):
             reference = Factors(thing.shape, thing.material, world.sample_scene(rng, thing.material))
             return Placing(after, thing_number, reference)
 

@@ -50,9 +50,8 @@ def draw_subjects(kind: str, seed: int, number: int, split: str = "train") -> tu
             picture = scenes.sample_face(rng)
         else:
             picture = alone(rng) if rng.random() < ALONE else scenes.sample_arrangement(rng)
-        things = picture.things[: COUNT[kind]]
-        if split == "test" or not any(world.held_out(thing.shape, thing.material) for thing in things):
-            return picture, [_elsewhere(thing, rng) for thing in things]
+        if split == "test" or not any(world.held_out(thing.shape, thing.material) for thing in picture.things):
+            return picture, [_elsewhere(thing, rng) for thing in picture.things[: COUNT[kind]]]
 
 
 def _elsewhere(thing: Thing, rng: np.random.Generator) -> Arrangement:

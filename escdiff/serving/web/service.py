@@ -25,7 +25,7 @@ class Service:
         engine.painter.on_batch = metrics.painted
 
     async def read(self, work: Callable[..., Any], *arguments: Any) -> Any:
-        """`work(*given)` in one of the reading threads.
+        """`work(*arguments)` in one of the reading threads.
 
         Raises:
             Busy: too many are waiting for them; and what `work` raises.

@@ -115,6 +115,7 @@ class AnyDoorConfig(EditConfig):
     reference: str | None = key(None, "picture of the object")
     box: list[float] = key([0.25, 0.25, 0.75, 0.75], "left, top, right, bottom, as shares of the picture's sides")
     mask: str | None = key("auto", "of the reference: a file, white on the object, or auto")
+    paste: bool = key(True, "outside of the box, the picture's own pixels; false: as the VAE renders them")
     keep: bool = key(True, "outside of the box, the picture's latents at every step")
 
 

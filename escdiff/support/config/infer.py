@@ -29,8 +29,8 @@ class InferConfig:
     """One picture in, shape and appearance out. Texts and paths are typed as they are, without more quotes."""
 
     shape: str | None = key(None, "picture, or concept file, whose shape to take", verbatim=True)
-    appearance: str | None = key(None, "picture whose appearance to take; the same one as for the shape is fine",
-                                 verbatim=True)  # fmt: skip
+    appearance: str | None = key(None, "picture, or concept file, whose appearance to take; the same one as for the "
+                                 "shape is fine", verbatim=True)  # fmt: skip
     concept: str | None = key(None, "concept file instead of pictures, or USER/REPO/NAME on the hub; several, files or "
                               "pictures, with commas: mug=FILE,dog=FILE, which the prompt calls <mug> and <dog>",
                               verbatim=True)  # fmt: skip
@@ -50,8 +50,9 @@ class InferConfig:
                             "top, right, bottom", verbatim=True)  # fmt: skip
     picture: str | None = key(None, "a picture of your own, for edit=", verbatim=True)
     source: str | None = key(None, "what that picture shows, in words", verbatim=True)
-    num_images: int = key(4, "pictures", low=1)
-    size: int | None = key(None, "pixels of both sides, multiples of 8; null: what the backbone was made for", low=8)
+    num_images: int = key(4, "pictures; one where an edit inverts picture=", low=1)
+    size: int | None = key(None, "pixels of both sides, multiples of 8; null: what the backbone was made for, as "
+                            "every edit paints", low=8)  # fmt: skip
     height: int | None = key(None, "pixels; null: size", low=8)
     width: int | None = key(None, "pixels; null: size", low=8)
     seed: int = key(0, "picture i starts from noise number seed + i", low=0)

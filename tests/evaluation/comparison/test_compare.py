@@ -169,6 +169,51 @@ def test_another_encoder_concerns_only_who_uses_it(comparison):
 
 
 @pytest.mark.slow
+def test_what_the_gates_mix_depends_on_whose_gates_they_are(comparison, monkeypatch):
+    made, _ = comparison
+    options = {name: getattr(made, name) for name in ("models", "out", "references", "per_reference", "quick", "data")}
+    by_gates, seen = compare.Comparison(**options, contenders=made.contenders, split="gates"), {}
+
+    def note(home, task, digest):
+        seen.setdefault(home.name, set()).add(digest)
+        return 1.0, []
+
+    monkeypatch.setattr(compare, "load_task", note)
+    for fingerprints in (("x", "y"), ("x", "other")):
+        monkeypatch.setattr(made.models, "fingerprints", fingerprints)
+        for comparing in (by_gates, made):
+            comparing.paint("xti", "both", lambda count: None)
+    assert {home: len(digests) for home, digests in seen.items()} == {"xti": 3}  # by hand it is the same one
+
+
+@pytest.mark.slow
+def test_learned_encoders_depend_on_what_they_learned_from(comparison, tmp_path):
+    made, _ = comparison
+    make_still_life(tmp_path / "world", 8, StillLifeOptions(seed=2, size=64))
+    make_still_life(tmp_path / "rendered", 8, StillLifeOptions(seed=1, size=64))
+    options = {name: getattr(made, name) for name in ("models", "out", "contenders", "quick", "data")}
+    digests = lambda **other: {  # noqa: E731
+        name: compare.Comparison(**options | other).settings(name, "learn") for name in made.contenders
+    }
+    before = digests()
+    for other in ({"data": str(tmp_path / "world")}, {"samples": 8}):
+        after = digests(**other)
+        assert {name for name in before if before[name] != after[name]} == {"elite"}
+    before = digests(data=str(tmp_path / "rendered"))
+    make_still_life(tmp_path / "rendered", 48, StillLifeOptions(seed=1, size=64))
+    after = digests(data=str(tmp_path / "rendered"))
+    assert {name for name in before if before[name] != after[name]} == {"elite"}
+
+
+@pytest.mark.slow
+def test_data_that_are_rendered_first_have_the_same_name_before_and_after(comparison, tmp_path):
+    made, _ = comparison
+    options = {name: getattr(made, name) for name in ("models", "out", "contenders", "quick")}
+    first, again = (compare.Comparison(**options, data=str(tmp_path / "new"), samples=8) for _ in range(2))
+    assert first.settings("elite") == again.settings("elite")
+
+
+@pytest.mark.slow
 def test_the_u_net_is_as_it_was(comparison, tiny_folder):
     made, _ = comparison
     stock = load_backbone(str(tiny_folder)).unet

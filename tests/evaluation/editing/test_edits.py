@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from transformers import CLIPVisionConfig, CLIPVisionModel
 from typer.testing import CliRunner
 
@@ -109,6 +110,28 @@ def test_a_run_is_kept_and_goes_on(tools, tmp_path, monkeypatch):
     assert "| img2img |" in text and "command" in text and (tmp_path / "edits.png").is_file()
     about = json.loads((tmp_path / "edits.json").read_text(encoding="utf-8"))["about"]
     assert about["cases"] == COUNT and about["seconds"].keys() == set(names)
+
+
+def test_an_inversion_is_charged_to_every_editor_that_uses_it(tools, tmp_path, monkeypatch):
+    clock = [0.0]
+
+    def invert(*_):
+        clock[0] += 10.0
+
+    monkeypatch.setattr("time.perf_counter", lambda: clock[0])
+    monkeypatch.setattr("escdiff.evaluation.editing.tools.invert", invert)
+    black = Image.new("RGB", (128, 128))
+    use = lambda tools, case: tools.source(case) or black  # noqa: E731
+    editors = {"first": use, "second": use, "third": lambda tools, case: black}
+    for name, editor in editors.items():
+        monkeypatch.setitem(EDITS.editors, name, editor)
+    monkeypatch.setattr(tools, "_sources", {})
+    for names in (list(editors), list(editors)[::-1]):
+        folder = tmp_path / names[0]
+        EditBench(EDITS, tools, folder, names, COUNT).run("command")
+        seconds = json.loads((folder / "edits.json").read_text(encoding="utf-8"))["about"]["seconds"]
+        assert seconds == {"first": 10.0, "second": 10.0, "third": 0.0}
+        tools._sources.clear()
 
 
 @pytest.mark.parametrize(

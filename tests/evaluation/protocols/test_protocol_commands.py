@@ -69,6 +69,7 @@ def started(monkeypatch):
         (["--judge", "oracle"], "--judge is 'oracle'; give none, openai:MODEL or transformers:FOLDER"),
         (["--judge", "openai:m", "--rubrics", "nothing"], "--rubrics is 'nothing'"),
         (["--device", "cuda:7"], "cuda:7"),
+        (["--swap"], "there is one subject, 'mug'"),
     ],
 )
 def test_a_mistake_is_one_sentence_and_paints_nothing(folder, started, tmp_path, arguments, words):
@@ -102,6 +103,8 @@ def test_folders_are_judged_by_the_bundled_models_and_others_by_the_fields(folde
     assert started["load"][:1] + started["load"][3:6] == ("mini", 50, None, 4)
     assert (started["masks"], started["images"], started["seed"]) == ("plain", 4, 0)
     assert started["tasks"] == (REAL, PROMPTS) and [s.name for s in started["subjects"]] == ["mug"]
+    (plus / "captions/object/kind/01.txt").write_text("cup\na cup on a table\n", encoding="utf-8")
+    Image.new("RGB", (8, 8)).save(plus / "images/object/kind/01.jpg")
     assert invoke("dreambench_plus", plus, "--out", tmp_path / "out", "--swap").exit_code == 0
     assert started["load"][:1] + started["load"][3:6] == ("sd15", 100, None, 4)
     assert (started["masks"], started["images"], started["seed"]) == ("none", 1, 42)

@@ -2,10 +2,12 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,7 +15,8 @@ from PIL import Image
 
 from escdiff.evaluation.protocols.cases import PROMPTS, REAL, SWAP
 from escdiff.evaluation.protocols.run import Run
-from escdiff.evaluation.protocols.subjects import read_dreambench
+from escdiff.evaluation.protocols.subjects import Subject, read_dreambench, scored
+from escdiff.support.errors import UserError
 
 ROOT = Path(__file__).parents[3]
 METRICS = {
@@ -51,6 +54,17 @@ def test_every_score_is_there(finished):
     assert (
         about["command"] == "the command" and about["seeds"] == [0, 1] and about["subjects"]["mug_1"] == ["mug", 3, 2]
     )
+
+
+@pytest.mark.parametrize("prompt", ["{} in a 5* hotel", "{} at < 3 metres"])
+def test_a_text_that_clip_would_misread_ends_the_run_before_it_paints(painter, tmp_path, prompt):
+    painter.paint = None  # would fail
+    Image.new("RGB", (32, 32)).save(tmp_path / "a.png")
+    mug = Subject("mug", (tmp_path / "a.png",), "mug", ("a photo of {}",))
+    subjects = [mug, replace(mug, name="cup", category="cup", templates=(prompt,))]
+    with pytest.raises(UserError, match=re.escape(scored(prompt, "cup"))) as caught:
+        Run("folder", subjects, painter, tmp_path / "out", METRICS, images=1, shard=(0, 2)).run()
+    assert "\n" not in str(caught.value) and not (tmp_path / "out").exists()
 
 
 def test_the_report_is_whole_and_fetches_nothing(finished):

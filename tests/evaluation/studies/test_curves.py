@@ -29,6 +29,15 @@ def test_runs_of_one_recipe_go_on_from_each_other(tmp_path):
     assert np.asarray(Image.open(tmp_path / "docs" / "curves.png").convert("L")).std() > 0
 
 
+def test_runs_that_have_logged_nothing(tmp_path):
+    run = make_run(tmp_path / "a", 0, [], 4)
+    for lines in ("", '{"step": 0, "val/psnr": 3.0}\n'):
+        (run / "metrics.jsonl").write_text(lines, encoding="utf-8")
+        with pytest.raises(UserError, match="logged nothing") as caught:
+            draw_curves([run], tmp_path / "docs" / "curves.png")
+        assert "\n" not in str(caught.value) and not (tmp_path / "docs").exists()
+
+
 def test_a_folder_that_is_no_run(tmp_path):
     with pytest.raises(UserError, match=r"config\.yaml"):
         read_curves([tmp_path])

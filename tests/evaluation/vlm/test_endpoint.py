@@ -50,6 +50,19 @@ def test_a_server_out_of_reach_ends_the_run_and_not_in_scores():
         endpoint(url).reply(MESSAGES)
 
 
+def test_an_answer_that_breaks_off_is_asked_for_again():
+    slept = []
+    breaks_off = lambda body, number: (200, {}, {"Content-Length": "100", "Sent": "1"}) if number < 3 else None  # noqa: E731
+    with serving(breaks_off) as (url, bodies):
+        assert endpoint(url, slept).reply(MESSAGES).text == '{"score": 4}'
+    assert slept == [1.0, 2.0] and len(bodies) == 3
+    with (
+        serving(lambda body, number: (200, {}, {"Content-Length": "100"})) as (url, _),
+        pytest.raises(UserError, match="IncompleteRead"),
+    ):
+        endpoint(url).reply(MESSAGES)
+
+
 @pytest.mark.parametrize(("code", "words"), [(401, "OPENAI_API_KEY"), (404, "OPENAI_BASE_URL"), (400, "pictures")])
 def test_what_no_other_try_mends_is_said_at_once(code, words):
     refuses = lambda body, number: (code, {"error": "no such thing"}, {})  # noqa: E731

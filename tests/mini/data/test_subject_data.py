@@ -4,7 +4,9 @@ import numpy as np
 import torch
 
 from escdiff.mini.data import subjects
+from escdiff.mini.data.placings import draw_placing
 from escdiff.mini.data.subjects import FaceSubjects, SceneSubjects, draw_subjects, show
+from escdiff.mini.world import world
 from escdiff.mini.world.scene_captions import subject_caption
 from escdiff.support.config.data import DataConfig
 
@@ -20,6 +22,13 @@ def test_a_reference_is_the_same_instance_elsewhere():
     picture, (reference,) = draw_subjects("faces", 1, 0)
     assert reference.things[0].shape == picture.things[0].shape and reference.things[0].face
     assert draw_subjects("faces", 1, 0) == (picture, [reference])
+
+
+def test_no_thing_of_a_picture_is_a_combination_that_is_held_out():
+    pictures = [draw_subjects("scenes", 5, number)[0] for number in range(300)]
+    pictures += [draw_placing(5, number).after for number in range(300)]
+    assert sum(len(picture.things) > 2 for picture in pictures) > 20
+    assert not any(world.held_out(thing.shape, thing.material) for picture in pictures for thing in picture.things)
 
 
 def test_captions_name_nothing_of_the_subjects():

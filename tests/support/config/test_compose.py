@@ -34,6 +34,16 @@ def test_every_experiment_composes_and_opens_with_its_command(name):
     assert all(word in text for word in ("# Command:", "# Hardware:", "# Time:", "# Expect:"))
 
 
+@pytest.mark.parametrize("name", [name for name in EXPERIMENTS if name.split("/")[0] in BACKBONES])
+def test_an_experiment_of_a_backbone_takes_it_by_itself(name):
+    backbone = name.split("/")[0]
+    own, expected = compose("train", [f"experiment={name}"]), compose("train", [f"backbone={backbone}"])
+    if name == f"{backbone}/encoder":  # which backbone={backbone} takes
+        assert compose("train", [f"backbone={backbone}", f"experiment={name}"]) == expected
+    else:
+        assert own.backbone.name == expected.backbone.name
+
+
 @pytest.mark.parametrize("name", [name for name in EXPERIMENTS if name.startswith("ablation/")])
 def test_every_cell_of_an_ablation_changes_the_base_and_keys_that_exist(name):
     known = {key.name for key in keys_of(TrainConfig)} | {"encoder.vocabulary.shape"}

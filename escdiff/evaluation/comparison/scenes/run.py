@@ -120,6 +120,7 @@ class SceneComparison:
         if self.tasks[task][name].method:
             folders = [self.place(task, name, number) / EXPORT]
             prompts, concepts = [ask.prompt for ask in case.asks], [Concept.load(folders[0] / CONCEPT)]
+        models.use_branches(any(concept.branches for concept in concepts))
         with applied(models.backbone, concepts, folders):
             results = generate(
                 models.backbone, prompts, concepts * len(prompts) or None, steps=models.steps,
