@@ -8,6 +8,7 @@ each on the tokens of its own placeholder.
 import hashlib
 import logging
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
@@ -54,7 +55,7 @@ def is_routed(unet: nn.Module) -> bool:
 
 
 def add_branches(unet: nn.Module, rank: int = 4, names: tuple[str, ...] = ATTRIBUTES, routed: bool = False) -> None:
-    """Add one adapter per name, all of them active. They start as no change at all.
+    """Add one adapter per name, all of them active and to be trained. They start as no change at all.
 
     Args:
         routed: they act at their placeholders only, see `Routing`.
@@ -65,6 +66,8 @@ def add_branches(unet: nn.Module, rank: int = 4, names: tuple[str, ...] = ATTRIB
         )
         unet.add_adapter(config, adapter_name=name)
     set_branches(unet, dict.fromkeys(names, 1.0))
+    for parameter in (p for name in names for p in branch_parameters(unet, name)):
+        parameter.requires_grad_(True)
     if routed:
         unet.routing = Routing(unet, names)
 
@@ -72,11 +75,23 @@ def add_branches(unet: nn.Module, rank: int = 4, names: tuple[str, ...] = ATTRIB
 def set_branches(unet: nn.Module, weights: Mapping[str, float]) -> None:
     """Switch adapters: only those named are active, each with its weight; an empty mapping switches all off."""
     active = {name: float(weight) for name, weight in weights.items() if weight}
-    if active:
-        unet.enable_adapters()
-        unet.set_adapters(list(active), list(active.values()))
-    else:
-        unet.disable_adapters()
+    with training_kept(unet):
+        if active:
+            unet.enable_adapters()
+            unet.set_adapters(list(active), list(active.values()))
+        else:
+            unet.disable_adapters()
+
+
+@contextmanager
+def training_kept(unet: nn.Module) -> Iterator[None]:
+    """What requires gradients does so again afterwards, and nothing else; PEFT trains whatever it makes active."""
+    trained = {parameter for parameter in unet.parameters() if parameter.requires_grad}
+    try:
+        yield
+    finally:
+        for parameter in unet.parameters():
+            parameter.requires_grad_(parameter in trained)
 
 
 def branch_parameters(unet: nn.Module, name: str) -> Iterator[nn.Parameter]:
@@ -145,7 +160,7 @@ class Branches:
             save_lora(state, folder / f"{name}.safetensors")
 
     def put(self, unet: nn.Module) -> None:
-        """Give them to a U-Net, all of them active, in place of branches that it has.
+        """Give them to a U-Net, frozen and all of them active, in place of branches that it has.
 
         Raises:
             UserError: they are of another U-Net, which stays as it was.
@@ -153,10 +168,11 @@ class Branches:
         for state in self.states.values():
             check_lora(unet, state, self.source)
         names = tuple(self.states)
-        remove_branches(unet, names)
-        for name, state in self.states.items():
-            put_lora(unet, name, state, self.source)
-        set_branches(unet, dict.fromkeys(names, 1.0))
+        with training_kept(unet):
+            remove_branches(unet, names)
+            for name, state in self.states.items():
+                put_lora(unet, name, state, self.source)
+            set_branches(unet, dict.fromkeys(names, 1.0))
         if self.routed:
             unet.routing = Routing(unet, names)
         unet.branch_hash = self.hash
