@@ -1,4 +1,4 @@
-"""After a fit Lightning moves the method to the CPU, while the backbone stays on the GPU: a concept mixes the two nowhere."""
+"""After a fit Lightning moves the method to the CPU, the backbone stays on the GPU: a concept mixes the two nowhere."""
 
 import pytest
 import torch
