@@ -17,7 +17,7 @@ from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
 from escdiff.backbone import Backbone
-from escdiff.backbone.branches import delete_adapters
+from escdiff.backbone.branches import delete_adapters, training_kept
 from escdiff.backbone.fused import FUSE, put_fuse, take_fuse
 from escdiff.backbone.gated import GATES, put_gates, take_gates
 from escdiff.backbone.lora import lora_state, put_lora, read_lora, save_lora
@@ -152,9 +152,7 @@ class Attached:
             if (folder / LORA).is_file():
                 self._attach_lora(folder / LORA, strength)
             if image:
-                state, processors = _read_image(folder / IMAGE), dict(unet.attn_processors)
-                put_image_attention(unet, state, scale)
-                self.processors = processors
+                self._attach_image(folder / IMAGE, scale)
             if (folder / GATES).is_file():
                 put_gates(unet, read_lora(folder / GATES), folder / GATES, scale)
                 self._takes.append(take_gates)
@@ -168,15 +166,22 @@ class Attached:
     def _attach_lora(self, path: Path, strength: float) -> None:
         unet, taken = self.unet, getattr(self.unet, "peft_config", {})
         name = next(name for i in range(len(taken) + 1) if (name := f"{NAME}_{i}") not in taken)
-        with _others_kept(unet):
-            put_lora(unet, name, read_lora(path), path)
-            self.name = name
-        for layer in lora_layers(unet):
-            if name in layer.lora_A:
-                layer.set_adapter([*(other for other in layer.active_adapters if other != name), name])
-                layer.set_scale(name, strength)
-                layer.lora_A[name].requires_grad_(False)
-                layer.lora_B[name].requires_grad_(False)
+        with training_kept(unet):
+            with _others_kept(unet):
+                put_lora(unet, name, read_lora(path), path)
+                self.name = name
+            for layer in lora_layers(unet):
+                if name in layer.lora_A:
+                    layer.set_adapter([*(other for other in layer.active_adapters if other != name), name])
+                    layer.set_scale(name, strength)
+
+    def _attach_image(self, path: Path, scale: float) -> None:
+        state, self.processors = _read_image(path, self.unet), dict(self.unet.attn_processors)
+        try:
+            put_image_attention(self.unet, state, scale)
+        except (KeyError, RuntimeError, ValueError) as error:  # diffusers' loader raises what it likes
+            what = f"the image adapter {path} is for another U-Net ({' '.join(str(error).split())[:200]})"
+            raise UserError(f"{what}; use the backbone it was made with") from None
 
     def stands(self) -> bool:
         """Whether nobody has taken the weights out or switched them off since."""
@@ -205,13 +210,11 @@ def lora_layers(unet: nn.Module) -> list[LoraLayer]:
 def _others_kept(unet: nn.Module) -> Iterator[None]:
     """What is active and what is trained, of adapters that were there before, is so again afterwards."""
     active = {layer: list(layer.active_adapters) for layer in lora_layers(unet)}
-    trained = {parameter for parameter in unet.parameters() if parameter.requires_grad}
     usual = next(iter(active.values()), [])  # for layers that had no adapter; all have the same active ones
-    yield
-    for layer in lora_layers(unet):
-        layer.set_adapter([name for name in active.get(layer, usual) if name in unet.peft_config])
-    for parameter in unet.parameters():
-        parameter.requires_grad_(parameter in trained)
+    with training_kept(unet):
+        yield
+        for layer in lora_layers(unet):
+            layer.set_adapter([name for name in active.get(layer, usual) if name in unet.peft_config])
 
 
 @contextmanager
@@ -254,9 +257,19 @@ def image_scale(concept: Concept) -> float | None:
     return float(concept.notes[SCALE]) if SCALE in concept.notes else None
 
 
-def _read_image(path: Path) -> dict[str, dict[str, Tensor]]:
+def _read_image(path: Path, unet: nn.Module) -> dict[str, dict[str, Tensor]]:
+    """An image adapter as diffusers' loader takes it.
+
+    Raises:
+        UserError: a damaged file, or another one than an image adapter of so many layers.
+    """
     state = {"image_proj": {}, "ip_adapter": {}}
     for key, value in read_lora(path).items():
         part, _, name = key.partition(".")
-        state[part][name] = value
+        state.setdefault(part, {})[name] = value
+    numbers = range(1, 2 * len(image_layers(unet)), 2)
+    layers = {f"{number}.to_{part}_ip.weight" for number in numbers for part in ("k", "v")}
+    if len(state) > 2 or not state["image_proj"] or state["ip_adapter"].keys() != layers:
+        what = f"{path} is no image adapter of a U-Net with {len(numbers)} cross-attention layers"
+        raise UserError(f"{what}; copy it again, or use the backbone it was made with")
     return state

@@ -8,6 +8,7 @@ each on the tokens of its own placeholder.
 import hashlib
 import logging
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
@@ -54,7 +55,7 @@ def is_routed(unet: nn.Module) -> bool:
 
 
 def add_branches(unet: nn.Module, rank: int = 4, names: tuple[str, ...] = ATTRIBUTES, routed: bool = False) -> None:
-    """Add one adapter per name, all of them active. They start as no change at all.
+    """Add one adapter per name, all of them active and to be trained. They start as no change at all.
 
     Args:
         routed: they act at their placeholders only, see `Routing`.
@@ -65,6 +66,8 @@ def add_branches(unet: nn.Module, rank: int = 4, names: tuple[str, ...] = ATTRIB
         )
         unet.add_adapter(config, adapter_name=name)
     set_branches(unet, dict.fromkeys(names, 1.0))
+    for parameter in (p for name in names for p in branch_parameters(unet, name)):
+        parameter.requires_grad_(True)
     if routed:
         unet.routing = Routing(unet, names)
 
@@ -75,13 +78,25 @@ def set_branches(unet: nn.Module, weights: Mapping[str, float]) -> None:
     Adapters that come later act, whatever was switched off.
     """
     active = {name: float(weight) for name, weight in weights.items() if weight}
-    unet.enable_adapters()
-    if active:
-        unet.set_adapters(list(active), list(active.values()))
-        return
-    for layer in unet.modules():
-        if isinstance(layer, LoraLayer):
-            layer.set_adapter([])
+    with training_kept(unet):
+        unet.enable_adapters()
+        if active:
+            unet.set_adapters(list(active), list(active.values()))
+        else:
+            for layer in unet.modules():
+                if isinstance(layer, LoraLayer):
+                    layer.set_adapter([])
+
+
+@contextmanager
+def training_kept(unet: nn.Module) -> Iterator[None]:
+    """What requires gradients does so again afterwards, and nothing else; PEFT trains whatever it makes active."""
+    trained = {parameter for parameter in unet.parameters() if parameter.requires_grad}
+    try:
+        yield
+    finally:
+        for parameter in unet.parameters():
+            parameter.requires_grad_(parameter in trained)
 
 
 def branch_parameters(unet: nn.Module, name: str) -> Iterator[nn.Parameter]:
@@ -150,7 +165,7 @@ class Branches:
             save_lora(state, folder / f"{name}.safetensors")
 
     def put(self, unet: nn.Module) -> None:
-        """Give them to a U-Net, all of them active, in place of branches that it has.
+        """Give them to a U-Net, frozen and all of them active, in place of branches that it has.
 
         Raises:
             UserError: they are of another U-Net, which stays as it was.
@@ -158,10 +173,11 @@ class Branches:
         for state in self.states.values():
             check_lora(unet, state, self.source)
         names = tuple(self.states)
-        remove_branches(unet, names)
-        for name, state in self.states.items():
-            put_lora(unet, name, state, self.source)
-        set_branches(unet, dict.fromkeys(names, 1.0))
+        with training_kept(unet):
+            remove_branches(unet, names)
+            for name, state in self.states.items():
+                put_lora(unet, name, state, self.source)
+            set_branches(unet, dict.fromkeys(names, 1.0))
         if self.routed:
             unet.routing = Routing(unet, names)
         unet.branch_hash = self.hash

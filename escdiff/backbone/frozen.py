@@ -4,6 +4,7 @@ Legend: B batch, C latent channels, h, w latent height and width, L layers, S st
 W width of the vectors.
 """
 
+import copy
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from functools import cached_property
@@ -135,6 +136,13 @@ class Frozen(ABC):
     def noise(self) -> Noise:
         """The noise of its training, whatever sampler the checkpoint names."""
         return self.family.noise(self.scheduler)
+
+    def with_part(self, name: str, part: Any) -> "Frozen":
+        """One of the same modules but for this part; unlike a new one it freezes none of them."""
+        other = copy.copy(self)
+        vars(other).pop("noise", None)  # of the scheduler
+        setattr(other, name, part)
+        return other
 
     def space(self, layers: str = "each", stages: int | Sequence[int] = 1) -> ConditioningSpace:
         """A space over its layers, see `ConditioningSpace.partition`."""

@@ -9,6 +9,7 @@ from pathlib import Path
 import safetensors.torch
 import torch
 from diffusers import UNet2DConditionModel
+from diffusers.utils.torch_utils import unwrap_module
 from peft.utils import get_peft_model_state_dict
 from safetensors import SafetensorError
 from torch import Tensor, nn
@@ -75,11 +76,13 @@ def put_lora(unet: nn.Module, name: str, state: Mapping[str, Tensor], source: st
 
 
 def without_adapters(unet: nn.Module) -> nn.Module:
-    """The stock U-Net under the adapters of another, with the same weights."""
-    if not getattr(unet, "peft_config", None):
-        return unet
+    """The stock U-Net under what was put into another, LoRA, image adapter, gates or fused words, with its weights."""
+    image = unet.config.get("encoder_hid_dim_type") == "ip_image_proj"  # as diffusers' loader leaves it
     with torch.device("meta"):
-        plain = UNet2DConditionModel.from_config(unet.config)
-    state = {key.replace(".base_layer.", "."): value for key, value in unet.state_dict().items() if ".lora_" not in key}
-    plain.load_state_dict(state, assign=True)
+        plain = UNet2DConditionModel.from_config(unet.config, **({"encoder_hid_dim_type": None} if image else {}))
+    stock, state = plain.state_dict().keys(), unwrap_module(unet).state_dict()
+    if state.keys() == stock:
+        return unet
+    state = {key.replace(".base_layer.", "."): value for key, value in state.items()}
+    plain.load_state_dict({key: state[key] for key in stock}, assign=True)
     return plain

@@ -8,6 +8,7 @@ import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from operator import index
 
 import torch
 from diffusers.models.attention_processor import Attention
@@ -167,14 +168,30 @@ class ConditioningSpace:
             stages: a number of equal intervals of the 1000 timesteps, or the bounds themselves.
 
         Raises:
-            UserError: another word for `layers`, or bounds that do not ascend from 0.
+            UserError: another word for `layers`, or bounds that do not ascend from 0 to 1000.
         """
         if layers not in ("tied", "each"):
             raise UserError(f"layers={layers!r} was given; expected 'tied' or 'each'")
-        if isinstance(stages, int):
-            if not 1 <= stages <= TRAIN_TIMESTEPS:
-                raise UserError(f"stages={stages} was given; expected 1 to {TRAIN_TIMESTEPS}, or bounds")
-            stages = [round(TRAIN_TIMESTEPS * stage / stages) for stage in range(stages + 1)]
         cells = tuple(tuple(cell) for cell in cells)
         cells = cells if layers == "each" else (tuple(name for cell in cells for name in cell),)
-        return cls(cells, tuple(int(bound) for bound in stages))
+        return cls(cells, read_stages(stages))
+
+
+def read_stages(stages: int | Sequence[int]) -> tuple[int, ...]:
+    """Bounds of a number of equal stages, or those that are given.
+
+    Raises:
+        UserError: neither, or bounds that do not end with the last timestep, so that some would belong to no stage.
+    """
+    expected = f"expected 1 to {TRAIN_TIMESTEPS}, or bounds from 0 to {TRAIN_TIMESTEPS} such as [0,600,1000]"
+    try:
+        bounds = stages if isinstance(stages, int) else tuple(index(bound) for bound in stages)
+    except TypeError:
+        raise UserError(f"stages={stages} was given; {expected}") from None
+    if isinstance(bounds, int):
+        if not 1 <= bounds <= TRAIN_TIMESTEPS:
+            raise UserError(f"stages={stages} was given; {expected}")
+        return tuple(round(TRAIN_TIMESTEPS * stage / bounds) for stage in range(bounds + 1))
+    if bounds[-1:] != (TRAIN_TIMESTEPS,):
+        raise UserError(f"stages={stages} was given; {expected}")
+    return bounds

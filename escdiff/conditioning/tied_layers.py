@@ -2,7 +2,7 @@
 
 Sixteen layers mean sixteen passes of the text encoder per prompt, forward and backward. The bundled model's
 text tower is large for its U-Net: at one timestep per prompt that is two to three times the U-Net's own
-forward and backward pass. What stands before the placeholder is encoded once (`conditioning.prefix`), but that
+forward and backward pass. What stands before the placeholder is encoded once (`conditioning.shared_prefix`), but that
 is five of 77 positions; the padding behind the text, which SD attends to, is most of the work. So several
 timesteps share a prompt, and most steps cut the layers, in execution order, into a few runs at random and
 give each run the mean of its layers' vectors. Every layer's vector gets a gradient at every step, and the

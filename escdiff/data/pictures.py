@@ -41,8 +41,13 @@ def open_image(path: str | os.PathLike, max_pixels: int = MAX_PIXELS) -> Image.I
         UserError: the file is missing, unreadable, no picture, of a format not in `FORMATS`, truncated, or
             has more than `max_pixels` pixels.
     """
+    return open_picture(path, max_pixels).rgb
+
+
+def open_picture(path: str | os.PathLike, max_pixels: int = MAX_PIXELS) -> "Picture":
+    """As `open_image`, with its transparency."""
     file = _resolve(path)
-    return decode_image(read_file(file), str(file), max_pixels)
+    return _of_one_frame(decode_picture(read_file(file), str(file), max_pixels), str(file))
 
 
 def read_file(file: Path, max_bytes: int = MAX_BYTES) -> bytes:
@@ -72,10 +77,7 @@ def decode_image(data: bytes, name: str, max_pixels: int = MAX_PIXELS, side: int
     Raises:
         UserError: as `open_image`.
     """
-    picture = decode_picture(data, name, max_pixels, side)
-    if picture.frames > 1:
-        log.warning("%s has %d frames; only the first is used", name, picture.frames)
-    return picture.rgb
+    return _of_one_frame(decode_picture(data, name, max_pixels, side), name).rgb
 
 
 @dataclass(frozen=True)
@@ -121,6 +123,12 @@ def decode_picture(data: bytes, name: str, max_pixels: int = MAX_PIXELS, side: i
         except Exception as error:
             problem = f"the image {name} is truncated or damaged ({_one_line(error)})"
             raise UserError(f"{problem}; save or fetch it again") from error
+
+
+def _of_one_frame(picture: Picture, name: str) -> Picture:
+    if picture.frames > 1:
+        log.warning("%s has %d frames; only the first is used", name, picture.frames)
+    return picture
 
 
 def _one_line(error: BaseException) -> str:
@@ -208,6 +216,11 @@ def to_mask(mask: Image.Image, size: int) -> Tensor:
     """A picture that is white on the object -> (1, size, size) in 0..1, of its centre square as in `to_pixels`."""
     fitted = ImageOps.fit(mask.convert("L"), (size, size), Image.Resampling.BILINEAR)
     return torch.from_numpy(np.array(fitted)).float()[None] / 255
+
+
+def visible(alpha: Image.Image, size: int) -> Tensor:
+    """A transparency (mode L) -> (1, size, size), 1 where its centre square is more opaque than not."""
+    return (to_pixels(alpha.convert("RGB"), size)[:1] > 0).float()
 
 
 def to_pil(pixels: Tensor) -> Image.Image:

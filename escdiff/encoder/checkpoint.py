@@ -175,9 +175,13 @@ def read_gates(folder: str | Path | None, concept: Concept) -> dict[str, Tensor]
 
 def _read_weights(folder: Path) -> dict[str, Tensor]:
     try:
-        return safetensors.torch.load_file(folder / WEIGHTS)
+        state = safetensors.torch.load_file(folder / WEIGHTS)
     except (OSError, SafetensorError) as error:
         raise UserError(f"{folder / WEIGHTS} cannot be read ({error}); copy or export the encoder again") from None
+    missing = [key for a in ATTRIBUTES for key in (f"anchor_{a}", f"gate_logits.{a}") if key not in state]
+    if missing:
+        raise UserError(f"{folder / WEIGHTS} is no encoder (no {missing[0]} in it); copy or export the encoder again")
+    return state
 
 
 def _check(about: dict, space: ConditioningSpace, backbone) -> None:

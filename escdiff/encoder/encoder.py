@@ -12,7 +12,7 @@ from escdiff.backbone.family.stored import phrases
 from escdiff.concept import ATTRIBUTES, Concept
 from escdiff.conditioning import ConditioningSpace
 from escdiff.data.colours import alpha_of, to_rgb
-from escdiff.data.pictures import to_pixels
+from escdiff.data.pictures import to_pixels, visible
 from escdiff.encoder import checkpoint
 from escdiff.encoder.filters import AppearanceFilter, ShapeFilter
 from escdiff.encoder.gates import initial_logits, open_gates
@@ -211,7 +211,7 @@ class ConceptEncoder(nn.Module):
         if isinstance(image, Image.Image):
             pixels, alpha = to_pixels(to_rgb(image), size), alpha_of(image)
             if mask is None and alpha is not None:
-                mask = (to_pixels(alpha.convert("RGB"), size)[:1] > 0).float()
+                mask = visible(alpha, size)
         pixels = pixels[None].to(self.embedding_scale.device)
         mask = None if mask is None else mask[None].to(pixels)
         given = {f"{a}_pixels": pixels for a in attributes} | {f"{a}_mask": mask for a in attributes}

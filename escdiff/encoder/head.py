@@ -20,7 +20,7 @@ class Head(nn.Module):
         self.shape, self.features, self.vocabulary = (tokens, width), features, vocabulary
         self.base = nn.Sequential(nn.Linear(features, 2 * features), nn.GELU(), nn.Linear(2 * features, tokens * width))
         self.codes = nn.Linear(features, rank)
-        self.layer = nn.Parameter(torch.randn(layers, rank, tokens * width) * 0.1 * (rank * width) ** -0.5)
+        self.layer = nn.Parameter(torch.randn(layers, rank, tokens * width) * 0.1 * (max(rank, 1) * width) ** -0.5)
         self.stage = nn.Parameter(torch.zeros(stages, rank, tokens * width)) if stages > 1 else None
         nn.init.normal_(self.base[-1].weight, std=0.5 * (2 * features * width) ** -0.5)
 

@@ -1,17 +1,19 @@
 """Encoders and concepts on the Hugging Face hub: plain files and safetensors only, sizes looked at first."""
 
 from contextlib import suppress
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from huggingface_hub import ModelCard, ModelCardData, snapshot_download
 from huggingface_hub.errors import DryRunError, HfHubHTTPError
 
+from escdiff.concept import Concept
 from escdiff.support.errors import UserError
 from escdiff.support.names import hub_id, portable
 
 PARTS = ("config.json", "model.safetensors", "branches/*.safetensors", "README.md")  # hence no pickles
-MOST = {"encoder": 8 * 2**30, "concept": 64 * 2**20}  # bytes that are fetched for one
+# Bytes that are fetched for one.
+MOST = {"encoder": 8 * 2**30, "concept": 64 * 2**20, "concept with weights": 2 * 2**30}
 SUFFIX = ".safetensors"
 LICENSE = "apache-2.0"  # of encoders
 REPOSITORY = "REPOSITORY"  # in a card, until it is pushed
@@ -40,6 +42,8 @@ def fetch(name: str, subfolder: str = "", **hub: Any) -> Path:
 def concept_file(name: str, **hub: Any) -> Path:
     """The concept file at a path, or on the hub by "USER/REPO/NAME"; NAME has no suffix, and may be in a folder.
 
+    Of the hub the weights come with it, if it brings any.
+
     Args:
         hub: `revision`, `cache_dir`, `token`, `local_files_only`.
 
@@ -54,6 +58,9 @@ def concept_file(name: str, **hub: Any) -> Path:
     path = _download(repo, [file], "concept", **hub) / file
     if not path.is_file():
         raise UserError(f"the repository {repo!r} on the hub has no concept {file!r}: check the name and the revision")
+    if adapter := Concept.load(path).notes.get("adapter"):
+        weights = (PurePosixPath(file).parent / adapter / f"*{SUFFIX}").as_posix()
+        path = _download(repo, [file, weights], "concept with weights", **hub) / file
     return path
 
 

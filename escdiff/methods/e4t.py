@@ -16,7 +16,7 @@ from escdiff.backbone.adapters import ATTENTION, LowRank
 from escdiff.conditioning import ConditioningSpace
 from escdiff.encoder.vision import load_vision
 from escdiff.methods import losses
-from escdiff.methods.encoder_method import EncoderMethod, pooled
+from escdiff.methods.encoder_method import EncoderMethod, check_depths, pooled
 
 
 class E4T(EncoderMethod):
@@ -28,6 +28,9 @@ class E4T(EncoderMethod):
         step: share of the encoder's output, in units of the word's norm, that is added to the word.
         residual: weight of the output's mean square.
         tuning_steps: from the prediction, at optim.lr.
+
+    Raises:
+        UserError: depths that the tower lacks.
     """
 
     def __init__(
@@ -36,7 +39,7 @@ class E4T(EncoderMethod):
     ) -> None:  # fmt: skip
         super().__init__(backbone, ConditioningSpace.p(backbone.unet), init, 1, templates)
         tower = load_vision(vision)
-        self._tower, self.depths = (tower,), tuple(int(d) for d in depths)
+        self._tower, self.depths = (tower,), check_depths("method.depths", depths, tower)
         self.step, self.residual, self.tuning_steps = step, residual, tuning_steps
         channels = backbone.unet.config.block_out_channels
         count, inner = len(self.depths) * tower.width + sum(channels) + channels[-1], 2 * backbone.width
@@ -86,7 +89,7 @@ class E4T(EncoderMethod):
         self.tuned.requires_grad_(True)
 
     def vectors(self, batch) -> dict[str, Tensor]:
-        if self.tuned.requires_grad or "pixels" not in batch:
+        if self.tuned.requires_grad or not batch:
             return {"concept": (self.predicted + self.tuned)[None, None, None]}
         return {"concept": self.word(self.features(batch["pixels"], batch["latent"]))[:, None, None]}
 

@@ -15,7 +15,7 @@ from escdiff.backbone.adapters import CROSS_KV, SCALE, ImageAttention, LowRank
 from escdiff.concept import IMAGE_TOKENS
 from escdiff.conditioning import ConditioningSpace
 from escdiff.encoder.vision import load_vision
-from escdiff.methods.encoder_method import EncoderMethod, foreground, pooled
+from escdiff.methods.encoder_method import EncoderMethod, check_depths, foreground, pooled
 
 
 class ELITE(EncoderMethod):
@@ -26,6 +26,9 @@ class ELITE(EncoderMethod):
         init: word that the words start from.
         rank: of the change of K and V. words_l1: weight of the words' distance from `init`, in units of its norm.
         scale: of the local attention, lambda.
+
+    Raises:
+        UserError: depths that the tower lacks.
     """
 
     few, many = 1, 1
@@ -36,7 +39,8 @@ class ELITE(EncoderMethod):
     ) -> None:  # fmt: skip
         super().__init__(backbone, ConditioningSpace.p(backbone.unet), init, len(depths), templates)
         tower = load_vision(vision)
-        self._tower, self.depths, self.words_l1, self.scale = (tower,), tuple(int(d) for d in depths), words_l1, scale
+        self._tower, self.words_l1, self.scale = (tower,), words_l1, scale
+        self.depths = check_depths("method.depths", depths, tower)
         width = backbone.width
         self.mappers = nn.ModuleList(_mapper(tower.width, width) for _ in self.depths)
         projection = {

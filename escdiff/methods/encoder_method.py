@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn.functional import adaptive_avg_pool2d
 
 from escdiff.data.prompts import BOTH, PHRASES
+from escdiff.encoder.vision import VisionBackbone
 from escdiff.methods.base import Method
 from escdiff.support.errors import UserError
 from escdiff.support.files import save_tensors, write_json
@@ -71,6 +72,19 @@ class EncoderMethod(Method):
         except RuntimeError:
             what = f"init={folder} has other sizes"
             raise UserError(f"{what}; give the method the settings it was learned with") from None
+
+
+def check_depths(key: str, depths: Sequence[int], tower: VisionBackbone) -> tuple[int, ...]:
+    """The depths, if the tower has them.
+
+    Raises:
+        UserError: naming the key and the first that it lacks.
+    """
+    wrong = [depth for depth in depths if not 0 <= depth < tower.num_depths]
+    if wrong:
+        what = f"{key} names depth {wrong[0]} of the vision tower {tower.spec}"
+        raise UserError(f"{what}; expected 0 to {tower.num_depths - 1}")
+    return tuple(int(depth) for depth in depths)
 
 
 def pooled(tokens_BNW: Tensor, mask: Tensor | None = None) -> Tensor:

@@ -14,7 +14,7 @@ from torch import Tensor
 from escdiff.backbone import Backbone
 from escdiff.control.objectives import localise
 from escdiff.encoder.vision import load_vision
-from escdiff.methods.encoder_method import pooled
+from escdiff.methods.encoder_method import check_depths, pooled
 from escdiff.methods.fused_nouns import FusedNouns
 
 
@@ -25,6 +25,9 @@ class FastComposer(FusedNouns):
         vision: see `escdiff.encoder.load_vision`. depths: whose pooled patches make the embedding.
         localised: weight of the localisation of the nouns' attention.
         init, rank, plain, keep, drop, masked, factor: see `FusedNouns`.
+
+    Raises:
+        UserError: depths that the tower lacks.
     """
 
     learns = "scenes"
@@ -35,8 +38,9 @@ class FastComposer(FusedNouns):
         factor: int | None = None, templates="auto",
     ) -> None:  # fmt: skip
         tower = load_vision(vision)
+        depths = check_depths("method.depths", depths, tower)
         super().__init__(backbone, len(depths) * tower.width, init, rank, plain, keep, drop, masked, factor, templates)
-        self._tower, self.depths, self.localised = (tower,), tuple(int(d) for d in depths), localised
+        self._tower, self.depths, self.localised = (tower,), depths, localised
 
     @torch.no_grad()
     def embed(self, pixels: Tensor, masks: Tensor | None) -> Tensor:

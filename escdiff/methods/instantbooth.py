@@ -18,7 +18,7 @@ from escdiff.concept import IMAGE_TOKENS
 from escdiff.conditioning import ConditioningSpace
 from escdiff.encoder.vision import load_vision
 from escdiff.methods.base import at_norm
-from escdiff.methods.encoder_method import EncoderMethod, foreground, pooled
+from escdiff.methods.encoder_method import EncoderMethod, check_depths, foreground, pooled
 
 ZOOM, SHIFT = (0.8, 1.25), 0.1  # of augmented references
 
@@ -30,6 +30,9 @@ class InstantBooth(EncoderMethod):
         vision: see `escdiff.encoder.load_vision`. depth: of the patches.
         init: class word that the concept word starts from.
         beta: share of the gated attention at inference; 1 in training.
+
+    Raises:
+        UserError: a depth that the tower lacks.
     """
 
     few, many = 1, 5
@@ -40,7 +43,7 @@ class InstantBooth(EncoderMethod):
     ) -> None:  # fmt: skip
         super().__init__(backbone, ConditioningSpace.p(backbone.unet), init, 1, templates)
         tower = load_vision(vision)
-        self._tower, self.depth, self.beta = (tower,), depth, beta
+        self._tower, (self.depth,), self.beta = (tower,), check_depths("method.depth", [depth], tower), beta
         self.word = nn.Sequential(nn.LayerNorm(tower.width), nn.Linear(tower.width, backbone.width))
         nn.init.zeros_(self.word[-1].weight)  # start at the class word
         nn.init.zeros_(self.word[-1].bias)

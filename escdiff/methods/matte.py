@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from escdiff.backbone import Backbone
 from escdiff.conditioning import ConditioningSpace, layer_groups
+from escdiff.conditioning.space import read_stages
 from escdiff.methods.base import Method, at_norm, check_layers
 from escdiff.support.errors import UserError
 
@@ -53,7 +54,7 @@ class MATTE(Method):
         places = {name: layers_of(name, about.get("layers", "all"), len(groups)) for name, about in tokens.items()}
         cells = _cells(groups, places) if tied else [(i,) for i in range(len(groups))]
         space = ConditioningSpace(
-            tuple(sum((groups[i] for i in cell), ()) for cell in cells), tuple(int(b) for b in stage_bounds)
+            tuple(sum((groups[i] for i in cell), ()) for cell in cells), read_stages(stage_bounds)
         )
         words = {name: str(about.get("word", name)) for name, about in tokens.items()}
         super().__init__(backbone, space, words, vectors, templates)

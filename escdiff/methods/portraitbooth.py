@@ -58,7 +58,7 @@ class PortraitBooth(FusedNouns):
 
     def losses(self, output, target, vectors, batch) -> dict[str, Tensor]:
         terms = super().losses(output, target, vectors, batch)
-        seen = self.backbone.mean_latents(batch["latent"]) if "latent" in batch else self.latents(batch["pixels"])
+        seen = self.backbone.mean_latents(batch["latent"])
         other = batch["references"][:, 0] if "references" in batch else batch["pixels"].flip(-1)
         theirs = self.recogniser(seen)
         terms["likeness"] = likeness(self.recogniser(self.latents(other)), theirs)

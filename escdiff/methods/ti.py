@@ -50,8 +50,9 @@ class TI(Method):
 
     def density(self, vectors: Tensor, bandwidth: float = BANDWIDTH) -> Tensor:
         """Mean negative log density (losses.density) of vectors (..., D) among the vocabulary's."""
-        prompts = self.backbone.prompts
-        return losses.density(vectors, prompts.embedding_weight.detach(), bandwidth * prompts.embedding_scale)
+        prompts = self.backbone.prompts  # after a fit on a GPU they stay there while the method moves to the CPU
+        vocabulary = prompts.embedding_weight.detach().to(vectors.device)
+        return losses.density(vectors, vocabulary, bandwidth * prompts.embedding_scale)
 
     @torch.no_grad()
     def concept(self, notes=None) -> Concept:

@@ -1,7 +1,6 @@
 """Which controls make an edit of a real picture: Plug-and-Play, pix2pix-zero, or an attribute of a reference."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 from diffusers import DDIMScheduler
@@ -23,7 +22,7 @@ METHODS = ("plug_and_play", "pix2pix_zero", "transfer")
 
 def with_ddim(backbone: Backbone) -> Backbone:
     """The same models with a DDIM scheduler, whose steps run backwards."""
-    return replace(backbone, scheduler=DDIMScheduler.from_config(backbone.scheduler.config))
+    return backbone.with_part("scheduler", DDIMScheduler.from_config(backbone.scheduler.config))
 
 
 def edit_controls(

@@ -14,7 +14,8 @@ from escdiff.backbone.branches import remove_branches
 from escdiff.backbone.identify import cannot_load, read_blueprint
 from escdiff.backbone.lora import without_adapters
 from escdiff.concept import Concept
-from escdiff.data.pictures import open_image, to_mask
+from escdiff.data.colours import alpha_of, to_rgb
+from escdiff.data.pictures import open_picture, to_mask, visible
 from escdiff.encoder import ConceptEncoder
 from escdiff.encoder.checkpoint import CONFIG, bundled_folder, read_branches, read_config
 from escdiff.encoder.hub import fetch
@@ -66,8 +67,9 @@ class ConceptPipeline:
         if encoder is None:
             encoder = _beside(plan.source, hub)
         if encoder is not None and not isinstance(encoder, ConceptEncoder):
-            read_config(encoder, plan)
-            encoder = ConceptEncoder.from_pretrained(encoder, vision=vision)
+            own = {key: value for key, value in hub.items() if key != "revision"}  # that one is the pipeline's
+            read_config(encoder, plan, **own)
+            encoder = ConceptEncoder.from_pretrained(encoder, vision=vision, **own)
         try:
             pipeline = super().from_pretrained(plan.source, **{"use_safetensors": True} | options)
         except Exception as error:  # the loaders of three libraries raise what they like
@@ -128,7 +130,7 @@ class ConceptPipeline:
 
         Args:
             mask: of a single picture: one of its size, white on the object, or (1, H, W), 1 on the object in the
-                centre square that the encoder sees.
+                centre square that the encoder sees; without it each picture's transparency, if it has any.
 
         Raises:
             UserError: no picture, no encoder, or a mask of two pictures or of another size.
@@ -140,14 +142,17 @@ class ConceptPipeline:
             raise UserError("one mask was given for two pictures; expected a single picture, see encode_references")
         if self.concept_encoder is None:
             raise UserError("the pipeline has no concept encoder; give from_pretrained(..., encoder=FOLDER)")
-        pictures = {name: _picture(picture).convert("RGB") for name, picture in given.items()}
+        side = self.concept_encoder.vision.image_size
+        pictures = {name: _read(picture) for name, picture in given.items()}
         if mask is not None and not isinstance(mask, Tensor):
-            size, mask = next(iter(pictures.values())).size, _picture(mask)
+            size, mask = next(iter(pictures.values()))[0].size, _read(mask)[0]
             if mask.size != size:
                 raise UserError(f"the mask has {mask.size} pixels, its picture {size}; expected the same")
-            mask = to_mask(mask, self.concept_encoder.vision.image_size)
-        encode = self.concept_encoder.encode
-        parts = {name: encode(picture, mask, attributes=(name,)) for name, picture in pictures.items()}
+            mask = to_mask(mask, side)
+        parts = {}
+        for name, (picture, alpha) in pictures.items():
+            own = visible(alpha, side) if mask is None and alpha is not None else mask
+            parts[name] = self.concept_encoder.encode(picture, own, attributes=(name,))
         return Concept.combine(**parts)
 
     def __call__(
@@ -236,5 +241,9 @@ def _beside(source: str, hub: Mapping[str, Any]) -> Path | None:
     return folder if (folder / CONFIG).is_file() else None
 
 
-def _picture(given: Picture) -> Image.Image:
-    return given if isinstance(given, Image.Image) else open_image(given)
+def _read(given: Picture) -> tuple[Image.Image, Image.Image | None]:
+    """RGB, and the transparency (mode L) if there is any."""
+    if isinstance(given, Image.Image):
+        return to_rgb(given), alpha_of(given)
+    picture = open_picture(given)
+    return picture.rgb, picture.alpha

@@ -3,7 +3,6 @@
 import copy
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 
 import numpy as np
 import torch
@@ -193,7 +192,7 @@ def finite(pictures: np.ndarray, latents: Tensor, backbone: Backbone) -> np.ndar
             "the VAE overflows in %s, its pictures would be black: decoded once more in float32; load the backbone in "
             "bfloat16 or float32, or with a VAE made for %s", kind, kind,
         )  # fmt: skip
-        whole = replace(backbone, vae=copy.deepcopy(backbone.vae).float())  # others may be painting with this one
+        whole = backbone.with_part("vae", copy.deepcopy(backbone.vae).float())  # others may be painting with this one
         with torch.no_grad():
             pictures = whole.decode(latents).add(1).div(2).permute(0, 2, 3, 1).float().cpu().numpy()
         if np.isfinite(pictures).all():

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import torch
 from diffusers import ControlNetModel, UNet2DConditionModel
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -25,6 +26,7 @@ from escdiff.support.errors import UserError
 from escdiff.support.files import save_tensors, write_json
 
 CONFIG, PROJECTOR = "config.json", "projector.safetensors"
+ELSEWHERE = ("controlnet.", "decoder.")  # parts with folders of their own
 
 
 class Placer(nn.Module):
@@ -92,8 +94,8 @@ class Placer(nn.Module):
 
     def save_pretrained(self, folder: Path) -> None:
         """Write the branch as a diffusers ControlNet, the projector, and the U-Net where its upward half learned."""
-        folder, decoder, elsewhere = Path(folder), self.decoder is not None, ("controlnet", "decoder")
-        own = {name: value for name, value in self.state_dict().items() if not name.startswith(elsewhere)}
+        folder, decoder = Path(folder), self.decoder is not None
+        own = {name: value for name, value in self.state_dict().items() if not name.startswith(ELSEWHERE)}
         self.controlnet.save_pretrained(folder / "controlnet")
         if decoder:
             self.unet.save_pretrained(folder / "unet")
@@ -111,8 +113,8 @@ class Placer(nn.Module):
             vision: the tower or where it lies, if it is not to be looked for under its name.
 
         Raises:
-            UserError: nothing of the kind there, it was trained with another backbone, or its tower is a folder of
-                another machine.
+            UserError: nothing of the kind there, a part is missing or damaged, it was trained with another backbone or
+                tower, or its tower is a folder of another machine.
         """
         folder = Path(folder).expanduser()
         try:
@@ -125,16 +127,31 @@ class Placer(nn.Module):
                 f"no AnyDoor model in {folder}; train one with `python train.py experiment=mini/anydoor` or give its "
                 "folder"
             )
-        controlnet = ControlNetModel.from_pretrained(folder / "controlnet")
+        parts = ["controlnet", PROJECTOR, *["unet"] * decoder]
+        if lost := [part for part in parts if not (folder / part).exists()]:
+            raise UserError(f"the AnyDoor model in {folder} is not whole (no {lost[0]}); copy it again")
+        try:
+            controlnet, state = ControlNetModel.from_pretrained(folder / "controlnet"), load_file(folder / PROJECTOR)
+            copied = UNet2DConditionModel.from_pretrained(folder / "unet") if decoder else None
+        except (OSError, ValueError, SafetensorError) as error:
+            reason = " ".join(str(error).split())[:200]
+            raise UserError(f"the AnyDoor model in {folder} is not whole ({reason}); copy it again") from None
         its, ours = ((net.config.cross_attention_dim, *net.config.block_out_channels) for net in (controlnet, unet))
         if its != ours:
             raise UserError(f"{folder} was trained with another backbone: its width and channels are {its}, not {ours}")
-        if decoder:
-            unet = UNet2DConditionModel.from_pretrained(folder / "unet").to(unet.device, unet.dtype)
+        if copied is not None:
+            unet = copied.to(unet.device, unet.dtype)
         if vision is None and tower.startswith(LOCAL):
             what = f"{folder} reads with the vision tower {tower.removeprefix(LOCAL)!r}"
             raise UserError(f"{what}, a folder; say where it lies: encoder.vision=DIR")
         vision = vision or tower
         placer = cls(load_vision(vision) if isinstance(vision, str) else vision, unet, controlnet, decoder)
-        placer.load_state_dict(load_file(folder / PROJECTOR), strict=False)
+        try:
+            missing, strange = placer.load_state_dict(state, strict=False)
+        except RuntimeError:
+            its, ours = len(state["norm.weight"]) if "norm.weight" in state else "none", placer.vision.width
+            what = f"{folder} was trained with another vision tower: its width is {its}, not {ours}"
+            raise UserError(f"{what}; say where its own lies: encoder.vision=DIR") from None
+        if missing := [name for name in missing if not name.startswith(ELSEWHERE)] + strange:
+            raise UserError(f"{folder / PROJECTOR} is not whole or another file ({missing[0]}); copy it again")
         return placer.requires_grad_(False).eval()

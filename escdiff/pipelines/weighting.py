@@ -40,9 +40,9 @@ def weighted(pipeline: DiffusionPipeline, prompt: str, encode: Callable[[str], A
         own = [next(free) for _ in range(value.shape[2])]
         text = text.replace(name, " ".join(word for word, _ in own))
         stand_ins[name] = [number for _, number in own]
-    cells = []
-    for stage in range(space.num_stages):
-        for layer in range(space.num_layers):
+    cells, sizes = [], (space.num_stages, space.num_layers) if used else (1, 1)
+    for stage in range(sizes[0]):
+        for layer in range(sizes[1]):
             here = {n: v[min(layer, v.shape[0] - 1), min(stage, v.shape[1] - 1)] for n, v in used.items()}
             with ExitStack() as stack, torch.no_grad():
                 first = 0
@@ -51,15 +51,13 @@ def weighted(pipeline: DiffusionPipeline, prompt: str, encode: Callable[[str], A
                     first += tower.width
                     stack.enter_context(tower.embedding(partial(_replace, stand_ins=stand_ins, vectors=own)))
                 cells.append(encode(text))
-            if not used:
-                break
     grid, pooled = zip(*(cell if isinstance(cell, tuple) else (cell, None) for cell in cells), strict=True)
     if grid[0].shape[1] != encoder.max_length:
         raise UserError(f"encode gave embeddings of {grid[0].shape[1]} tokens; expected {encoder.max_length}")
-    sizes = (space.num_stages, space.num_layers) if used else (1, 1)
     grid_BLSTD = torch.stack(grid, 1).unflatten(1, sizes).transpose(1, 2)
     ids = encoder.towers[0].tokenize(text, {}).ids
-    slots = [(name, ids.index(numbers[0])) for name, numbers in stand_ins.items() if numbers[0] in ids]
+    firsts = {numbers[0]: name for name, numbers in stand_ins.items()}
+    slots = [(firsts[number], position) for position, number in enumerate(ids) if number in firsts]
     states = words.pack(words.fused(grid_BLSTD, [slots]), [slots])
     return states if pooled[0] is None else (states, torch.stack(pooled).mean(0))
 

@@ -6,11 +6,11 @@ from pathlib import Path
 from PIL import Image
 
 from escdiff.backbone import Backbone
+from escdiff.backbone.adapters import applied
 from escdiff.concept import Concept
 from escdiff.encoder.checkpoint import CARD
 from escdiff.pipelines.generate import generate
-from escdiff.sharing.hub import concept_card
-from escdiff.sharing.preview import copy_with_preview
+from escdiff.sharing.hub import concept_card, copy_concept
 from escdiff.support.errors import UserError
 from escdiff.support.files import write_atomic
 from escdiff.support.picture_grid import picture_grid
@@ -29,13 +29,13 @@ def make_gallery(
 ) -> dict[str, Concept]:  # fmt: skip
     """Paint every concept in every scene from the same noise; returns stem -> concept.
 
-    Previews that stand are kept: stop it and start it again.
+    Previews that stand are kept: stop it and start it again. The weights that a concept brings are copied with it.
 
     Args:
         scenes: prompts with {} where the concept belongs.
 
     Raises:
-        UserError: no files, two of one name, or a concept for another backbone.
+        UserError: no files, two of one name, or a concept for another backbone or without its weights.
     """
     paths = {Path(file).stem: Path(file) for file in files}
     if not paths or len(paths) < len(files):
@@ -49,12 +49,12 @@ def make_gallery(
             continue
         word = "<concept>" if "<concept>" in concept.placeholders() else next(iter(concept.placeholders()))
         prompts = [scene.format(word) for scene in scenes]
-        pictures = generate(backbone, prompts, concept, steps=steps, guidance=guidance, seeds=[0] * len(prompts),
-                            on_step=on_step)  # fmt: skip
-        target = out / f"{name}.safetensors"
+        with applied(backbone, [concept], [paths[name].parent]):
+            pictures = generate(backbone, prompts, concept, steps=steps, guidance=guidance, seeds=[0] * len(prompts),
+                                on_step=on_step)  # fmt: skip
         preview = out / f".{name}.partial.png"
         picture_grid([pictures]).save(preview)
-        copy_with_preview(paths[name], target, preview)
+        copy_concept(paths[name], concept, out, preview)
         preview.replace(out / f"{name}.png")
     rows = []
     for name in concepts:

@@ -5,9 +5,10 @@ import shutil
 import tempfile
 from pathlib import Path
 
+from escdiff.backbone.adapters import ADAPTER
 from escdiff.concept import Concept
 from escdiff.encoder.checkpoint import CARD, HERE, read_config
-from escdiff.encoder.hub import REPOSITORY, model_card
+from escdiff.encoder.hub import REPOSITORY, SUFFIX, model_card
 from escdiff.sharing.preview import copy_with_preview
 from escdiff.sharing.reading import PICKLES
 from escdiff.support.errors import UserError
@@ -38,13 +39,18 @@ def concept_card(concepts: dict[str, Concept], repo: str = REPOSITORY, previews:
     for name, concept in concepts.items():
         words = ", ".join(f"`{word}`" for word in concept.placeholders())
         space = f"{concept.space.num_layers} layer cells × {concept.space.num_stages} stages"
-        cells = [f"`{name}.safetensors`", words, space, concept.notes.get("method", "escdiff"), concept.license or "?"]
+        method, license = concept.notes.get("method", "escdiff"), concept.license or "?"
+        cells = [f"`{stored_as(name, concept)}`", words, space, method, license]
         table.append("| " + " | ".join(cells + [f"![{name}]({name}.png)"] * previews) + " |")
     prompt = "a photo of a " + ("<concept>" if len(first.attributes) > 1 else next(iter(first.placeholders())))
     branches = f'\nescdiff.load_branches(pipe, "{first.branches["encoder"]}")' if first.branches else ""
-    use = USE.format(base=base, repo=repo, name=next(iter(concepts)), prompt=prompt, branches=branches)
+    path = stored_as(next(iter(concepts)), first).removesuffix(SUFFIX)
+    use = USE.format(base=base, repo=repo, name=path, prompt=prompt, branches=branches)
     about = f"Word vectors for the cross-attention layers of {base} (text encoder {first.text_hash}). "
-    lines = ["# Concepts", "", about + "No code, no weights of the model.", "", *table, "", use]
+    about += "No code, no weights of the model."
+    if own := [name for name, concept in concepts.items() if concept.notes.get("adapter")]:
+        about += f" {', '.join(own)}: with weights for the U-Net in the folder `{ADAPTER}` beside the concept's file."
+    lines = ["# Concepts", "", about, "", *table, "", use]
     return model_card("\n".join(lines), first.base_model, **_license(licenses))
 
 
@@ -53,11 +59,12 @@ def push_to_hub(
 ) -> str:
     """Upload a concept's file, a gallery, or an encoder's folder; returns the commit's address.
 
-    A concept's file gets a card and its preview (`NAME.png` beside it, if there); folders have a card already.
+    A concept's file gets a card, its preview (`NAME.png` beside it, if there) and its weights (`adapter/` beside it, if
+    it brings any); folders have a card already.
 
     Raises:
-        UserError: no such file or folder, pickles in it, an encoder that names a folder of this machine, or the hub
-            refuses.
+        UserError: no such file or folder, a concept without its weights, pickles in it, an encoder that names a folder
+            of this machine, or the hub refuses.
     """
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HfHubHTTPError
@@ -82,15 +89,39 @@ def push_to_hub(
 
 
 def stage_concept(file: Path, folder: Path, repo: str) -> None:
-    """Fill a folder with a concept's file, its preview and its card."""
+    """Fill a folder with a concept's file, its weights if it brings any, its preview and its card."""
     concept, preview = Concept.load(file), file.with_suffix(".png")
     folder.mkdir()
+    copy_concept(file, concept, folder, preview if preview.is_file() else None)
     if preview.is_file():
-        copy_with_preview(file, folder / f"{file.stem}.safetensors", preview)
         shutil.copyfile(preview, folder / preview.name)
-    else:
-        shutil.copyfile(file, folder / f"{file.stem}.safetensors")
     write_atomic(folder / CARD, concept_card({file.stem: concept}, repo, preview.is_file()))
+
+
+def stored_as(name: str, concept: Concept) -> str:
+    """Path of a concept's file in a gallery or repository: one that brings weights has a folder of its own."""
+    return (f"{name}/" if concept.notes.get("adapter") else "") + name + SUFFIX
+
+
+def copy_concept(file: Path, concept: Concept, folder: Path, preview: Path | None = None) -> None:
+    """Copy a concept's file, and the weights beside it that it brings, to where `stored_as` says.
+
+    Raises:
+        UserError: the weights are not beside it.
+    """
+    target = folder / stored_as(file.stem, concept)
+    target.parent.mkdir(exist_ok=True)
+    if concept.notes.get("adapter"):
+        weights = file.parent / ADAPTER
+        if not weights.is_dir():
+            raise UserError(f"the concept '{file}' needs its weights in {weights}, which is not there; put them there")
+        (target.parent / ADAPTER).mkdir(exist_ok=True)
+        for own in weights.glob(f"*{SUFFIX}"):
+            shutil.copyfile(own, target.parent / ADAPTER / own.name)
+    if preview is not None:
+        copy_with_preview(file, target, preview)
+    else:
+        shutil.copyfile(file, target)
 
 
 def stage_folder(source: Path, folder: Path, repo: str) -> None:

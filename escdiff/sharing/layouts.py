@@ -54,7 +54,8 @@ def export_embeddings(
         widths: of the text encoders, for "clip".
 
     Raises:
-        UserError: another layout, a concept of another space, or without the attribute; widths that do not add up.
+        UserError: another layout, a concept of another space, with weights besides its words, or without the
+            attribute; widths that do not add up.
     """
     if layout not in LAYOUTS:
         raise UserError(f"layout={layout!r} given; expected one of {', '.join(LAYOUTS)}")
@@ -180,6 +181,9 @@ def _one_attribute(concept: Concept, attribute: str, cells: int) -> Tensor:
         )
     if concept.fused:
         raise UserError("the concept is fused behind the text encoder; other programs' layouts hold words only")
+    if concept.branches or concept.notes.get("adapter"):
+        what = "the concept needs weights in the U-Net besides its words"
+        raise UserError(f"{what}; other programs' layouts hold words only")
     vectors = concept.only(attribute).vectors[attribute].detach().cpu()
     if tuple(vectors.shape[:2]) != (cells, 1):
         raise UserError(

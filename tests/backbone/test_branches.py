@@ -14,12 +14,16 @@ from safetensors.torch import load_file
 import escdiff
 from escdiff import ConceptEncoder, ESCDiffPipeline
 from escdiff.backbone.adapters import Attached, LowRank
-from escdiff.backbone.branches import Branches, add_branches, hash_of, remove_branches, set_branches
+from escdiff.backbone.branches import Branches, add_branches, branch_parameters, hash_of, remove_branches, set_branches
 from escdiff.cli import infer
 from escdiff.concept import ATTRIBUTES, Concept
 from escdiff.pipelines.generate import generate
 from escdiff.support.config.compose import compose
+from escdiff.support.config.loss import LossConfig
+from escdiff.support.config.train import SpaceConfig
 from escdiff.support.errors import UserError
+from escdiff.training.encoder.module import EncoderModule
+from escdiff.training.encoder.setup import make_encoder
 
 PROMPT = "a photo of a <appearance> <shape>"
 
@@ -230,3 +234,46 @@ def test_another_adapter_acts_where_the_branches_are_off(backbone, tmp_path):
     assert painted() == alone != stock == generate(backbone, ["a plain mug"], steps=1)[0].tobytes()
     set_branches(unet, dict.fromkeys(ATTRIBUTES, 1.0))
     assert generate(backbone, ["a plain mug"], steps=1)[0].tobytes() != stock
+
+
+def trained(unet):
+    return {name for name, parameter in unet.named_parameters() if parameter.requires_grad}
+
+
+def test_a_training_starts_from_an_encoders_branches(root, backbone):
+    stored = ConceptEncoder.from_pretrained(root / "one")
+    encoder = make_encoder(stored.config, SpaceConfig(), backbone, str(root / "one"))
+    assert hash_of(backbone.unet) is None  # the training puts them in
+    module = EncoderModule(encoder, backbone, LossConfig(), 1e-3, 10)
+    assert artefacts.digest(Branches.of(backbone.unet).states) == artefacts.digest(stored.branches.states)
+    assert len(module.branches) == len(trained(backbone.unet)) == 4 * 16 * 2
+    assert hash_of(backbone.unet) == encoder.needed_branches["hash"] == ""  # they become others
+    remove_branches(backbone.unet)
+    fresh = make_encoder(stored.config, SpaceConfig(), backbone, str(root / "none"))
+    EncoderModule(fresh, backbone, LossConfig(), 1e-3, 10)
+    assert len(trained(backbone.unet)) == 4 * 16 * 2
+
+
+def test_a_training_without_branches_has_none_in_the_unet(root, backbone):
+    config = ConceptEncoder.from_pretrained(root / "none").config
+    encoder = make_encoder(config, SpaceConfig(), backbone, str(root / "none"))
+    assert hash_of(backbone.unet) is None and encoder.branches is None
+    for rank in (0, 3):
+        with pytest.raises(UserError, match=rf"branches of rank 2, encoder.branch_rank={rank} given"):
+            make_encoder(replace(config, branch_rank=rank), SpaceConfig(), backbone, str(root / "one"))
+    with pytest.raises(UserError, match="has other sizes than the blocks encoder and space say"):
+        make_encoder(replace(config, features=8), SpaceConfig(), backbone, str(root / "none"))
+    assert hash_of(backbone.unet) is None
+
+
+def test_branches_are_trained_only_where_a_training_adds_them(root):
+    unet = tiny.make_unet().requires_grad_(False)
+    Branches.read(root / "one" / "branches").put(unet)
+    assert not trained(unet)
+    set_branches(unet, {"shape": 0.5})
+    set_branches(unet, {"shape": 1.0, "appearance": 1.0})
+    assert not trained(unet)
+    remove_branches(unet)
+    add_branches(unet, 2)
+    of_both = {id(p) for name in ATTRIBUTES for p in branch_parameters(unet, name)}
+    assert {id(p) for p in unet.parameters() if p.requires_grad} == of_both

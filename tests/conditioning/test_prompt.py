@@ -1,9 +1,11 @@
 """Placeholders: the right vectors at the right token, every cell, each cell once; clear refusals."""
 
 import pytest
+import tiny
 import torch
 
 from escdiff.conditioning import PromptEncoder
+from escdiff.conditioning.word_ids import WordIds
 from escdiff.support.errors import UserError
 
 L, S, D = 16, 1, 32
@@ -244,3 +246,14 @@ def test_layers_left_out_at_the_end_share_beginnings_too(encoder, shape):
 def test_a_beginning_of_one_mark_is_not_worth_two_calls(encoder, shape, seen):
     encoder.encode(["<shape>"], {"<shape>": shape})
     assert seen == [(L, 77)]
+
+
+def test_words_of_textual_inversions_that_come_and_go_are_read_as_words():
+    pipeline = tiny.make_backbone().pipeline()
+    word_ids = WordIds(pipeline.tokenizer)
+    for token in ("<aaa>", "<bbb>"):  # as many words as before
+        pipeline.load_textual_inversion(torch.randn(1, D), token=token)
+        assert word_ids(f"a {token} mug") == pipeline.tokenizer(f"a {token} mug").input_ids[1:-1]
+        assert len(word_ids(token)) == 1
+        pipeline.unload_textual_inversion()
+    assert len(word_ids("<bbb>")) > 1

@@ -120,3 +120,11 @@ def test_wrong_words_are_refused(tiny_unet):
         cross_attention_layers(torch.nn.Linear(1, 1))
     with pytest.raises(UserError, match="expected them inside down_blocks"):
         cross_attention_layers(torch.nn.ModuleDict({"wrapped": tiny_unet}))
+
+
+@pytest.mark.parametrize("stages", ["abc", 2.5, [0, 0.5, 1000], [0, "500", 1000], [0, 500], [], [0, 500, 1001]])
+def test_stages_that_are_none_are_refused(tiny_unet, stages):
+    with pytest.raises(
+        UserError, match=r"was given; expected 1 to 1000, or bounds from 0 to 1000 such as \[0,600,1000\]"
+    ):
+        ConditioningSpace.build(tiny_unet, stages=stages)

@@ -2,6 +2,7 @@ import pytest
 import torch
 
 from escdiff.encoder.filters import AppearanceFilter, ShapeFilter, patch_weights
+from escdiff.encoder.head import Head
 
 N, W = 16, 24
 
@@ -62,3 +63,11 @@ def test_a_batch_gives_what_one_by_one_gives(build, tokens, mask):
     whole = build()(tokens, mask)
     single = torch.cat([build()([t[i : i + 1] for t in tokens], mask[i : i + 1]) for i in range(3)])
     assert torch.allclose(whole, single, atol=1e-5)
+
+
+def test_a_head_of_rank_zero_says_the_same_in_all_layers_and_stages():
+    head = Head(8, 4, 2, 3, 5, rank=0)
+    out = head(torch.randn(2, 8))
+    assert out.shape == (2, 4, 2, 3, 5) and torch.equal(out, out[:, :1, :1].expand_as(out))
+    out.sum().backward()
+    assert head.base[-1].weight.grad.abs().sum() > 0

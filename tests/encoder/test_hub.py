@@ -7,14 +7,18 @@ from types import SimpleNamespace
 
 import artefacts
 import huggingface_hub
+import numpy as np
 import pytest
 import torch
 from huggingface_hub import ModelCard
 from painting import make_concept
+from PIL import Image
+from safetensors.torch import save_file
 from transformers import CLIPVisionConfig, CLIPVisionModel
 
 from escdiff import ConceptEncoder, ESCDiffPipeline
 from escdiff.concept import Concept
+from escdiff.encoder.checkpoint import read_gates
 from escdiff.encoder.hub import concept_file, fetch
 from escdiff.sharing.hub import push_to_hub
 from escdiff.support.errors import UserError
@@ -213,3 +217,40 @@ def test_a_card_that_the_hub_refuses_is_one_sentence(made, monkeypatch):
     monkeypatch.setattr(huggingface_hub.HfApi, "upload_folder", refuse)
     with pytest.raises(UserError, match="the hub refused 'me/encoder'.*not allowed"):
         push_to_hub(made.folder, "me/encoder")
+
+
+def test_what_opens_the_hub_reaches_the_encoders_download(tiny_folder, tmp_path, monkeypatch):
+    """The hub's client is the seam; a revision is the pipeline's own."""
+    asked = {}
+
+    def download(name, **options):
+        asked.update(options, name=name)
+        raise OSError("enough")
+
+    monkeypatch.setattr("escdiff.encoder.hub.snapshot_download", download)
+    options = {"token": "secret", "cache_dir": str(tmp_path), "local_files_only": True}
+    with pytest.raises(UserError, match="no folder 'me/encoder'"):
+        ESCDiffPipeline.from_pretrained(tiny_folder, encoder="me/encoder", revision="v1", **options)
+    assert asked["name"] == "me/encoder" and options.items() <= asked.items() and "revision" not in asked
+
+
+def test_a_pictures_transparency_is_its_mask_however_it_is_given(made, tiny_folder, tmp_path):
+    levels = np.random.default_rng(1).integers(0, 255, (48, 64, 4), np.uint8)
+    levels[:, :40, 3] = 0
+    picture = Image.fromarray(levels, "RGBA")
+    picture.save(tmp_path / "mug.png")
+    pipeline = ESCDiffPipeline.from_pretrained(tiny_folder, encoder=made.folder)
+    expected = pipeline.concept_encoder.encode(picture, attributes=("shape",)).vectors["shape"]
+    opaque = pipeline.concept_encoder.encode(picture.convert("RGB"), attributes=("shape",)).vectors["shape"]
+    assert not torch.equal(expected, opaque)
+    for given in (picture, tmp_path / "mug.png", str(tmp_path / "mug.png")):
+        assert torch.equal(pipeline.encode_references(shape=given).vectors["shape"], expected)
+
+
+def test_weights_of_another_kind_are_no_encoder(made, tmp_path):
+    shutil.copytree(made.folder, tmp_path / "encoder")
+    save_file({"x": torch.zeros(1)}, tmp_path / "encoder" / "model.safetensors")
+    concept = made.encoder.encode(artefacts.PICTURE)
+    for read in (ConceptEncoder.from_pretrained, lambda folder: read_gates(folder, concept)):
+        with pytest.raises(UserError, match="model.safetensors is no encoder"):
+            read(tmp_path / "encoder")

@@ -14,10 +14,15 @@ from escdiff.data.pictures import to_pil
 from escdiff.methods.e4t import E4T
 from escdiff.methods.elite import ELITE
 from escdiff.methods.encoder_method import _replace, foreground, pooled
+from escdiff.methods.fastcomposer import FastComposer
+from escdiff.methods.instantbooth import InstantBooth
 from escdiff.methods.ip_adapter import IPAdapter
+from escdiff.methods.portraitbooth import PortraitBooth
 from escdiff.mini.data.still_life import StillLifeOptions, make_still_life
+from escdiff.mini.data.swap_data import SwapData
 from escdiff.pipelines.generate import generate
 from escdiff.support.errors import UserError
+from escdiff.training.method.module import MethodModule
 from escdiff.training.method.references import References
 
 
@@ -36,6 +41,9 @@ def make(backbone, towers):
         "ip_adapter": lambda: IPAdapter(backbone, str(towers[1]), drop=0.0),
         "elite": lambda: ELITE(backbone, str(towers[0])),
         "e4t": lambda: E4T(backbone, str(towers[0])),
+        "instantbooth": lambda: InstantBooth(backbone, str(towers[0])),
+        "fastcomposer": lambda: FastComposer(backbone, str(towers[0])),
+        "portraitbooth": lambda: PortraitBooth(backbone, 16),
     }
     return lambda name: kinds[name]()
 
@@ -220,3 +228,52 @@ def test_e4t_tunes_the_word_and_the_offsets_only(make, backbone, references):
     graded = {name.split(".")[0] for name, p in method.named_parameters() if p.grad is not None}
     assert graded == {"tuned", "kept"}
     assert method.changed() == method.tuned.numel() + sum(p.numel() for p in method.kept)
+
+
+@pytest.fixture
+def swaps(world):
+    """Still Life with latents as if stored, of which a half is held out."""
+    data = SwapData(world, batch_size=2, val_fraction=0.5)
+    data.setup()
+    data.train_set.latents = data.val_set.latents = torch.randn(96, 16, 8, 8)
+    return data
+
+
+ENCODERS = ["ip_adapter", "elite", "e4t", "instantbooth", "fastcomposer", "portraitbooth"]
+
+
+@pytest.mark.parametrize("name", ENCODERS)
+def test_encoder_methods_validate_and_step_on_still_life_with_and_without_latents(make, swaps, name):
+    method = make(name)
+    module, batch = MethodModule(method, 1e-3, 10), next(iter(swaps.val_dataloader()))
+
+    def error():
+        torch.manual_seed(0)
+        with torch.no_grad():
+            return module.validation_step(dict(batch), 0)["error"]
+
+    module.on_fit_start()
+    before = error()
+    assert before.shape == (2,) and before.isfinite().all()
+    if name == "e4t":
+        torch.nn.init.normal_(method.encoder[-1].weight)
+        assert not torch.equal(error(), before)  # it is the encoder's word that is validated
+    batch = {key: value for key, value in batch.items() if key != "latent"}
+    module.training_step(batch, 0)["loss"].backward()
+    module.on_fit_end()
+
+
+@pytest.mark.parametrize(
+    ("kind", "settings"),
+    [
+        (E4T, {"depths": [1, 4]}),
+        (ELITE, {"depths": [3, 9]}),
+        (FastComposer, {"depths": [-1]}),
+        (InstantBooth, {"depth": 4}),
+    ],
+)
+def test_depths_that_the_tower_lacks_are_refused_at_once(backbone, towers, kind, settings):
+    before = list(backbone.unet.state_dict())
+    with pytest.raises(UserError, match=r"method.depths? names depth (4|9|-1) of the vision tower .*; expected 0 to 3"):
+        kind(backbone, str(towers[0]), **settings)
+    assert list(backbone.unet.state_dict()) == before

@@ -141,3 +141,10 @@ def test_what_adi_cannot_do_is_refused(fit, told):
         fit("adi", "method.masked=1.5", source=told)
     with pytest.raises(UserError, match="has no <action>"):
         fit("adi", source=told)
+
+
+def test_a_text_that_is_not_utf8_is_one_sentence(told):
+    (told / "a.txt").write_bytes("a mug <relation> a chaise-longue für alle".encode("latin-1"))
+    with pytest.raises(UserError, match=r"a.txt is no UTF-8 text \(.* at byte \d+\); save it as UTF-8") as caught:
+        References.read(told, 128, needs=("texts",))
+    assert "\n" not in str(caught.value)

@@ -5,8 +5,14 @@ import json
 import pytest
 import torch
 from method_step import step_of
+from peft import LoraConfig
+from safetensors.torch import load_file, save_file
 
-from escdiff.backbone.adapters import applied
+from escdiff.backbone.adapters import CROSS_KV, IMAGE, Attached, ImageAttention, LowRank, applied
+from escdiff.backbone.branches import delete_adapters
+from escdiff.backbone.fused import Fused
+from escdiff.backbone.gated import Gated
+from escdiff.backbone.lora import without_adapters
 from escdiff.concept import Concept
 from escdiff.conditioning.acting import current_masks
 from escdiff.methods.custom_diffusion import CustomDiffusion, changes_of, merge
@@ -194,3 +200,69 @@ def test_the_tuned_residual_can_be_held_back(backbone, encoder, references):
         method.residuals["shape"].fill_(1.0)
     term = step_of(method, references)["logs"]["residual"]
     assert term.item() == pytest.approx(2 * 32 / method.anchor("shape").square().sum(-1).mean().item(), rel=1e-4)
+
+
+def image_attention(backbone):
+    """As a method puts it in: four tokens of one embedding."""
+    width = backbone.width
+    projection = {"proj.weight": torch.randn(4 * width, 12), "proj.bias": torch.zeros(4 * width),
+                  "norm.weight": torch.ones(width), "norm.bias": torch.zeros(width)}  # fmt: skip
+    return ImageAttention(backbone, projection)
+
+
+PUT = {"fused": lambda backbone: Fused(backbone, 8), "gated": lambda backbone: Gated(backbone, 8),
+       "image": image_attention}  # fmt: skip
+
+
+@pytest.mark.parametrize("low_rank", [False, True])
+@pytest.mark.parametrize("kind", PUT)
+def test_the_stock_unet_under_whatever_was_put_into_it(backbone, kind, low_rank):
+    unet = backbone.unet
+    expected, config = {key: value.clone() for key, value in unet.state_dict().items()}, dict(unet.config)
+    if low_rank:
+        LowRank(backbone, 2)
+    PUT[kind](backbone)
+    plain = without_adapters(unet)
+    found = plain.state_dict()
+    assert found.keys() == expected.keys() and all(torch.equal(found[key], expected[key]) for key in expected)
+    assert plain.config["encoder_hid_dim_type"] is config["encoder_hid_dim_type"] is None
+
+
+@pytest.mark.parametrize("fault", ["another kind", "a layer less", "another width", "no tensors"])
+def test_a_wrong_image_adapter_is_refused_and_leaves_no_trace(backbone, tmp_path, fault):
+    weights, unet = image_attention(backbone), backbone.unet
+    weights.save(tmp_path)
+    weights.remove()
+    state = load_file(tmp_path / IMAGE)
+    if fault == "another kind":
+        state = {"down.lora_A.weight": torch.zeros(2, 2)}
+    elif fault == "a layer less":
+        state = {key: value for key, value in state.items() if not key.startswith("ip_adapter.31.")}
+    elif fault == "another width":
+        state = {key: value[..., :-1].contiguous() for key, value in state.items()}
+    save_file(state, tmp_path / IMAGE)
+    if fault == "no tensors":
+        (tmp_path / IMAGE).write_bytes(b"no tensors at all")
+    before, processors, config = list(unet.state_dict()), dict(unet.attn_processors), dict(unet.config)
+    with pytest.raises(UserError, match=IMAGE):
+        Attached(unet, tmp_path)
+    assert list(unet.state_dict()) == before and unet.attn_processors == processors and dict(unet.config) == config
+
+
+def test_a_concepts_adapter_trains_nothing_and_leaves_trained_what_is(backbone, tmp_path):
+    LowRank(backbone, 2).save(tmp_path)
+    delete_adapters(backbone.unet, ["method"])
+    for name in ("frozen", "trained"):
+        backbone.unet.add_adapter(LoraConfig(r=2, target_modules=CROSS_KV), adapter_name=name)
+
+    def trained():
+        return {name for name, parameter in backbone.unet.named_parameters() if parameter.requires_grad}
+
+    backbone.unet.set_adapters(["frozen", "trained"])
+    for name, parameter in backbone.unet.named_parameters():
+        parameter.requires_grad_(".trained." in name)
+    before = trained()
+    attached = Attached(backbone.unet, tmp_path)
+    assert before and trained() == before
+    attached.remove()
+    assert trained() == before

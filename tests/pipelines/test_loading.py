@@ -313,3 +313,21 @@ def test_weighting_by_compel(backbones):
     ours = escdiff.weighted(pipeline, "a (<shape>)1.4 mug", encode)
     escdiff.unload_concept(pipeline)
     torch.testing.assert_close(ours[:, : 16 * 77].unflatten(1, (16, 77)), stock[:, None].expand(-1, 16, -1, -1))
+
+
+@pytest.mark.parametrize("stages", [1, 2])
+def test_weighting_of_no_placeholder_and_of_one_twice_is_the_pipelines_own(backbones, stages):
+    pipeline, _ = make_pipeline("sd", backbones)
+    stock = pipeline.encode_prompt
+    escdiff.load_concept(pipeline, make_concept(backbones["sd"], stages=stages))
+    twice = "a <shape> beside a <shape>"
+
+    def encode(text):
+        return stock(text, "cpu", 1, False)[0]
+
+    with torch.no_grad():
+        ours = [escdiff.weighted(pipeline, text, encode) for text in (twice, "dark")]
+        own = pipeline.encode_prompt(twice, "cpu", 1, True, negative_prompt="dark")[:2]
+    escdiff.unload_concept(pipeline)
+    for found, expected in zip(ours, own, strict=True):
+        torch.testing.assert_close(found, expected)

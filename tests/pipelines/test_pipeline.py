@@ -1,14 +1,17 @@
 import operator
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import tiny
 import torch
 from diffusers import EulerDiscreteScheduler, HeunDiscreteScheduler, PNDMScheduler
 from painting import PROMPT, arrays, make_concept
 
+from escdiff.backbone.branches import add_branches
 from escdiff.mini.parts import make_tokenizer
-from escdiff.pipelines.generate import count_calls, generate, stack
+from escdiff.pipelines.edit import with_ddim
+from escdiff.pipelines.generate import count_calls, finite, generate, stack
 from escdiff.support.errors import UserError
 
 
@@ -138,3 +141,15 @@ def test_a_stack_keeps_what_all_have_and_refuses_strangers(tiny_backbone):
         generate(other, [PROMPT], whole, steps=1)
     with pytest.raises(UserError, match="unknown placeholder <shapes>"):
         generate(tiny_backbone, ["a <shapes>"], whole, steps=1)
+
+
+def test_another_vae_or_scheduler_freezes_nothing_that_is_trained():
+    backbone = tiny.make_backbone().to(dtype=torch.float16)
+    add_branches(backbone.unet, 2)
+    trained = {name for name, parameter in backbone.unet.named_parameters() if parameter.requires_grad}
+    black = np.full((1, 16, 16, 3), np.nan, np.float32)
+    assert np.isfinite(finite(black, torch.zeros(1, tiny.LATENT_CHANNELS, 2, 2).half(), backbone)).all()
+    backbone.scheduler, scheduler = PNDMScheduler(), backbone.scheduler
+    noise = backbone.noise
+    assert type(with_ddim(backbone).scheduler) is type(scheduler) and with_ddim(backbone).noise is not noise
+    assert trained and trained == {name for name, p in backbone.unet.named_parameters() if p.requires_grad}

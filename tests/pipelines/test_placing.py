@@ -7,6 +7,7 @@ import pytest
 import torch
 from diffusers import StableDiffusionPipeline
 from PIL import Image
+from safetensors.torch import load_file, save_file
 from transformers import CLIPVisionConfig, CLIPVisionModel
 
 from escdiff.backbone import load_backbone
@@ -165,3 +166,23 @@ def test_mistakes_are_one_sentence(backbone, placer, pictures, change, words):
     with pytest.raises(UserError, match=words) as caught:
         place(backbone, placer, **given, steps=1)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("fault", ["controlnet", "projector.safetensors", "unet", "damaged", "a key", "another tower"])
+def test_a_stored_one_that_is_not_whole_or_has_another_tower_is_refused(backbone, vision, tmp_path, fault):
+    Placer.fresh(backbone.unet, vision, decoder=True).save_pretrained(tmp_path)
+    file = tmp_path / "projector.safetensors"
+    if fault == "a key":
+        save_file({key: value for key, value in load_file(file).items() if key != "nothing"}, file)
+        words = r"projector.safetensors is not whole or another file \(nothing\)"
+    elif fault == "another tower":
+        save_file({key: value.repeat_interleave(2, -1) for key, value in load_file(file).items()}, file)
+        words = "another vision tower: its width is 32, not 16"
+    elif fault == "damaged":
+        file.write_bytes(b"no tensors at all")
+        words = "is not whole"
+    else:
+        words = rf"is not whole \(no {fault}\)"
+        (tmp_path / fault).rename(tmp_path / "elsewhere")
+    with pytest.raises(UserError, match=words):
+        Placer.from_pretrained(tmp_path, backbone.unet, vision)

@@ -2,21 +2,28 @@
 
 import base64
 import io
+import shutil
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import huggingface_hub
 import pytest
+import tiny
 import torch
 from painting import make_concept
 from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file
 
+from escdiff.backbone.adapters import LORA, LowRank, lora_layers
+from escdiff.concept import Concept
+from escdiff.encoder import hub
 from escdiff.sharing import __main__ as door
 from escdiff.sharing import gallery
 from escdiff.sharing.gallery import make_gallery
 from escdiff.sharing.hub import concept_card, push_to_hub
+from escdiff.sharing.layouts import export_embeddings
 from escdiff.support.errors import UserError
 
 
@@ -109,3 +116,70 @@ def test_the_gallerys_door_has_a_device_a_precision_and_the_backbones_own_guidan
                  dtype="bfloat16", steps=2)  # fmt: skip
     assert seen["guidance"] == 7.5 and seen["dtype"] == torch.bfloat16
     assert (tmp_path / "new" / "g" / "gallery.png").is_file()
+
+
+@pytest.fixture
+def weighty(tiny_backbone, tmp_path):
+    """A backbone of its own, and a concept's file with its weights beside it."""
+    backbone = tiny.make_backbone(
+        **{part: getattr(tiny_backbone, part) for part in ("vae", "text_encoder", "tokenizer")}
+    )
+    weights = LowRank(backbone, 2)
+    weights.save(tmp_path / "made" / "adapter")
+    weights.remove()
+    file = tmp_path / "made" / "mug.safetensors"
+    replace(make_concept(backbone), notes={"adapter": "adapter"}).save(file)
+    return backbone, file
+
+
+def test_a_gallery_paints_with_a_concepts_weights_and_copies_them(weighty, tmp_path, monkeypatch):
+    backbone, file = weighty
+    seen, out = [], tmp_path / "gallery"
+    monkeypatch.setattr(gallery, "generate", lambda backbone, prompts, *_, **options: seen.append(
+        len(lora_layers(backbone.unet))) or [Image.new("RGB", (8, 8))] * len(prompts))  # fmt: skip
+    make_gallery([file], backbone, out)
+    assert seen[0] > 0 and not lora_layers(backbone.unet)
+    found = Concept.load(out / "mug" / "mug.safetensors")
+    assert found.notes["adapter"] == "adapter" and (out / "mug.png").is_file()
+    assert (out / "mug" / "adapter" / LORA).read_bytes() == (file.parent / "adapter" / LORA).read_bytes()
+    card = (out / "README.md").read_text(encoding="utf-8")
+    assert "`mug/mug.safetensors`" in card and "mug: with weights for the U-Net" in card
+    shutil.rmtree(file.parent / "adapter")
+    with pytest.raises(UserError, match="needs its weights in"):
+        make_gallery([file], backbone, tmp_path / "other")
+
+
+def test_a_concepts_weights_are_pushed_and_fetched_with_it(weighty, tmp_path, monkeypatch):
+    _, file = weighty
+    (file.parent / "adapter" / "notes.bin").write_bytes(b"")  # no weights
+    repository = tmp_path / "repository"
+    monkeypatch.setattr(huggingface_hub.HfApi, "create_repo", lambda self, repo, private, exist_ok: None)
+    monkeypatch.setattr(huggingface_hub.HfApi, "upload_folder", lambda self, repo_id, folder_path, commit_message: (
+        shutil.copytree(folder_path, repository) and SimpleNamespace(commit_url="")))  # fmt: skip
+    push_to_hub(file, "me/mug")
+    names = {path.relative_to(repository).as_posix() for path in repository.rglob("*") if path.is_file()}
+    assert names == {"README.md", "mug/mug.safetensors", f"mug/adapter/{LORA}"}
+    assert 'load_concept(pipe, "me/mug/mug/mug")' in (repository / "README.md").read_text(encoding="utf-8")
+    (repository / "mug" / "adapter" / "a.bin").write_bytes(b"")
+
+    def download(name, dry_run=False, allow_patterns=()):
+        kept = huggingface_hub.utils.filter_repo_objects([*names, "mug/adapter/a.bin"], allow_patterns=allow_patterns)
+        for path in () if dry_run else kept:
+            (tmp_path / "cache" / path).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(repository / path, tmp_path / "cache" / path)
+        return [] if dry_run else str(tmp_path / "cache")
+
+    monkeypatch.setattr(hub, "snapshot_download", download)
+    fetched = Path(hub.concept_file("me/mug/mug/mug"))
+    assert [path.name for path in (fetched.parent / "adapter").iterdir()] == [LORA]
+    shutil.rmtree(file.parent / "adapter")
+    with pytest.raises(UserError, match="needs its weights in"):
+        push_to_hub(file, "me/mug")
+
+
+@pytest.mark.parametrize("more", [{"notes": {"adapter": "adapter"}}, {"branches": {"encoder": "me/enc", "hash": "0"}}])
+def test_a_concept_with_weights_is_no_textual_inversion(tiny_backbone, tmp_path, more):
+    concept = replace(make_concept(tiny_backbone, layers="tied"), **more)
+    with pytest.raises(UserError, match="needs weights in the U-Net besides its words"):
+        export_embeddings(concept, tmp_path / "x.safetensors", "shape")
+    assert not (tmp_path / "x.safetensors").exists()

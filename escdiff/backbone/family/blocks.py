@@ -78,7 +78,7 @@ class Blocks(Family):
             text: arguments of the model: the text, packed or not, as `encoder_hidden_states`, and `Reading.arguments`.
         """
         own = self.inputs(model, noisy, text[TEXT].shape[1])
-        time = (timesteps / self.time_factor(model)).to(noisy)
+        time = (timesteps.float() / self.time_factor(model)).to(noisy.device)  # as pipelines pass it: bfloat16 rounds
         output = model(hidden_states=self.latents.pack(noisy), timestep=time, **own, **text, return_dict=False)[0]
         output = self.latents.unpack(output, *noisy.shape[-2:])
         return output[:, : noisy.shape[1]]  # PixArt predicts a variance behind it

@@ -5,6 +5,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from torch.utils.data import DataLoader
+
 from escdiff.backbone import Backbone
 from escdiff.data.index import FILE, Index
 from escdiff.data.latent_cache import model_key, vae_key
@@ -74,6 +76,13 @@ class SwapData(EncoderDataModule):
         if "target_tokens" not in batch:
             self.add_pixels(batch, self.train_set)
         return super().on_before_batch_transfer(batch, dataloader_idx)
+
+    def val_dataloader(self) -> DataLoader | list:
+        """As of `EncoderDataModule`, with the pixels already: whoever validates calls no hook of Lightning's."""
+        loader = super().val_dataloader()
+        if self.val_set is not None:
+            loader.collate_fn = partial(self.add_pixels, dataset=self.val_set)
+        return loader
 
     @staticmethod
     def add_pixels(batch: Any, dataset: Any) -> Any:

@@ -8,10 +8,9 @@ from escdiff.encoder.vision import load_vision
 from escdiff.mini.data.placings import Placings, build_placings
 from escdiff.pipelines.placer import Placer
 from escdiff.support.config.train import TrainConfig
-from escdiff.support.errors import UserError
 from escdiff.support.files import keep_umask
 from escdiff.training.editing.placing import PlacingModule
-from escdiff.training.encoder.frozen import cast, make_backbone, picture_size
+from escdiff.training.encoder.frozen import cast, make_small_sd, picture_size
 from escdiff.training.loop.recipe import Training
 from escdiff.training.loop.sample_order import EpochSampler
 
@@ -20,11 +19,9 @@ def build(config: TrainConfig) -> Training:
     """The training for `escdiff.training.loop.run`; renders the scenes that are not there yet.
 
     Raises:
-        UserError: an SDXL.
+        UserError: an SDXL or a transformer.
     """
-    backbone = make_backbone(config.backbone, whole=True)
-    if backbone.is_xl:
-        raise UserError(f"backbone {backbone.name} is an SDXL; AnyDoor learns from Stable Diffusion 1.x or 2.x")
+    backbone = make_small_sd(config.backbone, "AnyDoor")
     size, seed = picture_size(config.data.size, backbone), config.data.seed
     folder = expand(config.data.root) / f"placings-{seed}-{size}"
     build_placings(folder, config.data.num_samples, seed, size, config.data.render_workers)

@@ -9,7 +9,7 @@ from escdiff.support.config.keys import key
 class LossConfig:
     """Weights of the loss terms, each of which may be 0, and shares of the samples."""
 
-    high_noise_bias: float = key(0.5, "density of timesteps is proportional to t^bias")
+    high_noise_bias: float = key(0.5, "density of timesteps is proportional to t^bias", low=-0.99)
     object_weight: float = key(1.0, "how often the object's positions count in the U-Net's error (unet)", low=0)
     draws: int = key(4, "noised copies of each target per step; one encoding serves them all", low=1)
     cells: int = key(2, "different layers encoded per step; 0 for all", low=0)

@@ -5,12 +5,11 @@ from torch.utils.data import DataLoader
 from escdiff.backbone import pick_dtype
 from escdiff.pipelines.instruct import make_instruct
 from escdiff.support.config.train import TrainConfig
-from escdiff.support.errors import UserError
 from escdiff.support.files import keep_umask
 from escdiff.training.editing.instruct import InstructModule
 from escdiff.training.editing.pairs import make_pairs
 from escdiff.training.encoder.datasets import prepare
-from escdiff.training.encoder.frozen import cast, make_backbone, picture_size
+from escdiff.training.encoder.frozen import cast, make_small_sd, picture_size
 from escdiff.training.loop.hardware import own_device
 from escdiff.training.loop.recipe import Training
 from escdiff.training.loop.sample_order import EpochSampler
@@ -22,11 +21,9 @@ def build(config: TrainConfig) -> Training:
     The result is a diffusers folder that `StableDiffusionInstructPix2PixPipeline` loads.
 
     Raises:
-        UserError: an SDXL, or data without pairs.
+        UserError: an SDXL or a transformer, or data without pairs.
     """
-    backbone = make_backbone(config.backbone, whole=True)
-    if backbone.is_xl:
-        raise UserError(f"backbone {backbone.name} is an SDXL; InstructPix2Pix learns from Stable Diffusion 1.x or 2.x")
+    backbone = make_small_sd(config.backbone, "InstructPix2Pix")
     prepare(config.data)
     data = make_pairs(config.data, backbone, picture_size(config.data.size, backbone), own_device(config.trainer))
     cast(backbone, pick_dtype(config.backbone.dtype))

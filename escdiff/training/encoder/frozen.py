@@ -2,7 +2,7 @@
 
 import torch
 
-from escdiff.backbone import blueprint_of, load_backbone, loading_options, pick_dtype
+from escdiff.backbone import Backbone, blueprint_of, load_backbone, loading_options, pick_dtype
 from escdiff.backbone.compile import compile_regions
 from escdiff.backbone.frozen import Frozen
 from escdiff.support.config.backbone import BackboneConfig
@@ -27,6 +27,22 @@ def make_backbone(settings: BackboneConfig, whole: bool = False) -> Frozen:
     if settings.compile:
         compile_regions(backbone.denoiser)
     return backbone
+
+
+def make_small_sd(settings: BackboneConfig, learner: str) -> Backbone:
+    """As `make_backbone` whole, of Stable Diffusion 1.x and 2.x alone.
+
+    Args:
+        learner: what is trained, for the sentence.
+
+    Raises:
+        UserError: an SDXL or a transformer, before weights are read.
+    """
+    plan = blueprint_of(settings)
+    if plan.is_xl or plan.family.reading is not None:
+        kind = "an SDXL" if plan.is_xl else f"of the family {plan.family.name!r}"
+        raise UserError(f"backbone {plan.name} is {kind}; {learner} learns from Stable Diffusion 1.x or 2.x")
+    return make_backbone(settings, whole=True)
 
 
 def picture_size(size: int | None, backbone: Frozen) -> int:

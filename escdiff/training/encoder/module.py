@@ -5,6 +5,7 @@ picture of another object in the same material; the frozen U-Net must denoise th
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,8 @@ MASKS = ("shape_mask", "appearance_mask", "mask")
 class EncoderModule(L.LightningModule):
     """`backbone` is frozen and stays outside the module, so that no checkpoint or average holds it.
 
+    The branches of an encoder that has some are put into its U-Net: those of `encoder.branches`, or new ones.
+
     Batches are those of `escdiff.mini.data.swaps.EncoderDataModule`; the terms on pairs also need
     the target's "pixels", or stored tokens in place of all pictures.
     """
@@ -51,10 +54,16 @@ class EncoderModule(L.LightningModule):
         self._frozen = (backbone,)  # a tuple hides it from nn.Module
         self.branches = nn.ParameterList()
         if encoder.config.branch_rank:
-            add_branches(backbone.unet, encoder.config.branch_rank, routed=encoder.config.branches == "routed")
-            self.branches.extend(p for name in ATTRIBUTES for p in branch_parameters(backbone.unet, name))
+            unet, routed = backbone.unet, encoder.config.branches == "routed"
+            if encoder.branches is None:
+                add_branches(unet, encoder.config.branch_rank, routed=routed)
+            else:  # those to start from
+                replace(encoder.branches, routed=routed).put(unet)
+                encoder.branches, unet.branch_hash = None, ""  # they become others
+            self.branches.extend(p for name in ATTRIBUTES for p in branch_parameters(unet, name))
             for parameter in self.branches:  # PEFT makes them of the U-Net's type, in which small steps round away
                 parameter.data = parameter.data.float()
+                parameter.requires_grad_(True)
         if backbone.family.reading is not None and (objective.words or objective.words_only):
             given = f"loss.words={objective.words}, loss.words_only={objective.words_only} given for {backbone.name!r}"
             raise UserError(f"{given}; the vectors of a transformer are no words: set both to 0")

@@ -3,10 +3,12 @@
 from escdiff.backbone import pick_dtype
 from escdiff.backbone.frozen import Frozen
 from escdiff.backbone.vae import drop_encoder
+from escdiff.encoder.checkpoint import read_config
 from escdiff.encoder.encoder import ConceptEncoder
 from escdiff.encoder.vision import load_vision
 from escdiff.support.config.encoder import EncoderConfig
 from escdiff.support.config.train import SpaceConfig, TrainConfig
+from escdiff.support.errors import UserError
 from escdiff.training.encoder.datasets import make_data, prepare, store_tokens
 from escdiff.training.encoder.frozen import cast, make_backbone
 from escdiff.training.encoder.module import EncoderModule
@@ -46,9 +48,25 @@ def build(config: TrainConfig) -> Training:
 def make_encoder(
     settings: EncoderConfig, space: SpaceConfig, backbone: Frozen, init: str | None = None
 ) -> ConceptEncoder:
-    """A new encoder for a backbone and a conditioning space, with the weights of the export `init` if one is given."""
+    """A new encoder for a backbone and a conditioning space, with the weights of the export `init` if one is given.
+
+    Its branches are not in the U-Net yet, see `EncoderModule`.
+
+    Raises:
+        UserError: `init` is no encoder for this backbone, or one of other sizes.
+    """
     cells = backbone.space(space.layers, space.stages)
     encoder = ConceptEncoder.for_backbone(settings, load_vision(settings.vision), backbone, cells)
     if init:
-        encoder.load_state_dict(ConceptEncoder.from_pretrained(init, backbone).state_dict())
+        read_config(init, backbone)  # refuses what is not for it; with the backbone its U-Net would get the branches
+        stored, rank = ConceptEncoder.from_pretrained(init), settings.branch_rank
+        if stored.config.branch_rank not in (0, rank):
+            what = f"init={init} has branches of rank {stored.config.branch_rank}, encoder.branch_rank={rank} given"
+            raise UserError(f"{what}; give encoder.branch_rank={stored.config.branch_rank}")
+        try:
+            encoder.load_state_dict(stored.state_dict())
+        except RuntimeError:
+            what = f"init={init} has other sizes than the blocks encoder and space say"
+            raise UserError(f"{what}; give the settings it was trained with") from None
+        encoder.branches = stored.branches
     return encoder

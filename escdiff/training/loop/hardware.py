@@ -73,11 +73,12 @@ def announce(hardware: Hardware, dtype: str) -> None:
 
 
 @contextmanager
-def matmul_precision(hardware: Hardware) -> Iterator[None]:
-    """Within the block, float32 matrix products on GPUs use TF32 (what is left of them under autocast, and Muon's)."""
+def matmul_precision(hardware: Hardware, precision: str) -> Iterator[None]:
+    """Within the block, float32 matrix products on GPUs (what is left of them under autocast, and Muon's) are of
+    `matmul_precision=`."""
     before = torch.get_float32_matmul_precision()
     if hardware.accelerator != "cpu":
-        torch.set_float32_matmul_precision("high")
+        torch.set_float32_matmul_precision(precision)
     try:
         yield
     finally:

@@ -75,7 +75,7 @@ def _train(config: TrainConfig, callbacks: Sequence[L.Callback], folder: RunFold
         folder.write_manifest(**started, **environment())
     if checkpoint is not None:
         log.info("going on from %s", checkpoint)
-    with matmul_precision(hardware):
+    with matmul_precision(hardware, config.matmul_precision):
         trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
     done = trainer.global_step >= trainer.max_steps
     if trainer.is_global_zero:

@@ -23,8 +23,8 @@ from escdiff.training.method.phases import Phases
 class MethodModule(L.LightningModule):
     """Noise the references' latents, let the method say what its placeholders mean, denoise, add its losses up.
 
-    Batches hold "prompt" (B texts), "latent" (B, 2C, h, w) moments, and may hold "pixels" (B, 3, H, W), "masks"
-    (B, M, H, W) and "weight" (B,).
+    Batches hold "prompt" (B texts) and "latent" (B, 2C, h, w) moments or "pixels" (B, 3, H, W) or both, and may hold
+    "masks" (B, M, H, W) and "weight" (B,). The method always sees "latent".
 
     Args:
         anchor: share of the loss that is the vectors' distance from their words, see `losses.anchored`.
@@ -92,11 +92,13 @@ class MethodModule(L.LightningModule):
     ) -> tuple[Tensor, Tensor, dict[str, Tensor], dict]:
         """The denoiser's output and its target (B, C, h, w), the method's vectors, and the batch with its noise."""
         method, backbone = self.method, self.backbone
-        latents, copies = self.latents(batch), method.copies
+        moments, copies = self.moments(batch), method.copies
+        latents = backbone.sample_latents(moments)
         timesteps, stage = (x.repeat(copies) for x in self.draw(len(latents) // copies, density))
         noise = torch.randn_like(latents[: len(latents) // copies]).repeat(copies, 1, 1, 1)
         noisy = backbone.add_noise(latents, noise, timesteps)
-        batch = {**batch, "noisy": noisy, "timesteps": timesteps, "stage": stage, "maps": self._maps}
+        made = {"latent": moments, "noisy": noisy, "timesteps": timesteps, "stage": stage, "maps": self._maps}
+        batch = {**batch, **made}
         vectors = method.vectors(batch)
         batch["texts"] = texts = method.texts(batch["prompt"])
         named = {placeholder(a): value for a, value in vectors.items()}
@@ -105,9 +107,9 @@ class MethodModule(L.LightningModule):
         output = backbone.predict(noisy, timesteps, conditioning, **method.added(batch)).float()
         return output, backbone.target(latents, noise, timesteps), vectors, batch
 
-    def latents(self, batch: Mapping[str, Any]) -> Tensor:
-        moments = batch["latent"] if "latent" in batch else self.backbone.moments(batch["pixels"])
-        return self.backbone.sample_latents(moments.float())
+    def moments(self, batch: Mapping[str, Any]) -> Tensor:
+        """(B, 2C, h, w) of the pictures, stored or encoded now."""
+        return (batch["latent"] if "latent" in batch else self.backbone.moments(batch["pixels"])).float()
 
     def draw(self, count: int, density: float | Tensor) -> tuple[Tensor, Tensor]:
         """Timesteps (B,) and stages (B,): each sample's own, or of one stage for all where the method says so."""

@@ -60,7 +60,7 @@ class References:
 
         Raises:
             UserError: one that is no picture, too few or too many of them for the method, one that lacks what is
-                needed beside it, or masks of other objects than the others have.
+                needed beside it, a text that is not UTF-8, or masks of other objects than the others have.
         """
         path = expand(source)
         files = [path] if path.is_file() else [f for f in list_images(path) if not _ASIDE.search(f.name)]
@@ -76,7 +76,7 @@ class References:
         needed = [file for name in needs for own in beside[name] for file in own]
         digest = sha256(b"".join(sha256(file.read_bytes()).digest() for file in [*files, *needed])).hexdigest()[:16]
         read = {name: [own[0] for own in beside[name]] for name in needs if name != "masks"}
-        texts = [file.read_text(encoding="utf-8").strip() for file in read.get("texts", ())]
+        texts = [_text(file) for file in read.get("texts", ())]
         others = _pixels(read["others"], size) if "others" in read else None
         masks = _masks(beside["masks"], size, each="masks" in needs)
         return cls([file.name for file in files], _pixels(files, size), masks, digest, texts, others)
@@ -89,6 +89,13 @@ def _beside(file: Path, name: str) -> list[Path]:
     if name == "masks" and not found[0].is_file():
         found = [file.with_name(f"{file.stem}.mask{i}.png") for i in range(MOST)]
     return list(takewhile(Path.is_file, found))
+
+
+def _text(file: Path) -> str:
+    try:
+        return file.read_text(encoding="utf-8").strip()
+    except UnicodeDecodeError as error:
+        raise UserError(f"{file} is no UTF-8 text ({error.reason} at byte {error.start}); save it as UTF-8") from None
 
 
 def _pixels(files: Sequence[Path], size: int) -> Tensor:

@@ -8,6 +8,7 @@ from families import CASES, make_residuals, texts_read
 from peft import LoraConfig, inject_adapter_in_model
 
 from escdiff.backbone.family import Residuals
+from escdiff.backbone.family.blocks import TEXT
 from escdiff.backbone.family.joint_attention import Joint
 from escdiff.conditioning import ConditioningSpace
 from escdiff.support.errors import UserError
@@ -210,3 +211,20 @@ def test_a_space_of_another_model_is_refused(setup):
     with pytest.raises(UserError, match=rf"space of 2 layers .* {setup.family.name} .* has {setup.space.num_layers};"):
         setup.family.attach(setup.model, other)
     assert not any(module._forward_pre_hooks for module in setup.model.modules())
+
+
+def test_a_bfloat16_model_is_told_the_exact_timestep(transformer):
+    family, model = transformer.family, transformer.model.bfloat16()
+    seen = []
+
+    def look(module, args, kwargs):
+        seen.append(kwargs["timestep"].double() * family.time_factor(model))
+
+    noisy = torch.randn(2, {"flux": 1, "qwen": 4}.get(transformer.name, 4), 8, 8).bfloat16()
+    own = {"hidden_states", "timestep", *family.inputs(model, noisy, transformer.text.shape[1])}
+    text = {name: value for name, value in transformer.inputs.items() if name not in own} | {TEXT: transformer.text}
+    text = {n: v.bfloat16() if torch.is_tensor(v) and v.is_floating_point() else v for n, v in text.items()}
+    handle = model.register_forward_pre_hook(look, with_kwargs=True)
+    family.predict(model, noisy, torch.tensor([701, 999]), text)
+    handle.remove()
+    torch.testing.assert_close(seen[0], torch.tensor([701.0, 999.0]).double(), atol=1e-3, rtol=0)

@@ -1,6 +1,7 @@
 """InstructPix2Pix and AnyDoor by `python train.py`, on a tiny backbone: rendered, trained, stopped, stored, loaded."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -16,6 +17,7 @@ from escdiff.pipelines.placer import Placer
 from escdiff.support.errors import UserError
 from escdiff.training.editing.instruct import InstructModule, dropped
 from escdiff.training.editing.pairs import read_pairs
+from escdiff.training.encoder import frozen
 
 
 @pytest.fixture(scope="module")
@@ -117,3 +119,15 @@ def test_placings_differ_by_the_object_and_its_shadow_alone(tmp_path):
     data = Placings(tmp_path)
     batch, again = (data.__getitems__([(0, 0), (0, 63)]) for _ in range(2))
     assert len(data) == 64 and batch["box"] == again["box"] and batch["after"].shape == (2, 3, 32, 32)
+
+
+@pytest.mark.parametrize("name", ["instruct_pix2pix", "anydoor"])
+def test_transformers_are_refused_before_their_weights_are_read(tiny_folder, tmp_path, monkeypatch, name):
+    family = SimpleNamespace(name="flux", reading=object())
+    plan = SimpleNamespace(is_xl=False, family=family, name="some/flux")
+    monkeypatch.setattr(frozen, "blueprint_of", lambda settings: plan)
+    monkeypatch.setattr(frozen, "load_backbone", lambda *_, **options: pytest.fail("read"))
+    with pytest.raises(
+        UserError, match="some/flux is of the family 'flux'; .* learns from Stable Diffusion 1.x or 2.x"
+    ):
+        run(tiny_folder, tmp_path, name, f"run_dir={tmp_path}")

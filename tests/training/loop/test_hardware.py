@@ -9,7 +9,8 @@ from escdiff.backbone import load_backbone
 from escdiff.support.config.backbone import BackboneConfig
 from escdiff.support.config.compose import compose
 from escdiff.support.config.trainer import TrainerConfig
-from escdiff.training.encoder.setup import make_backbone
+from escdiff.support.errors import UserError
+from escdiff.training.encoder.frozen import make_backbone
 from escdiff.training.loop.hardware import announce, choose, matmul_precision, own_device
 
 
@@ -63,9 +64,10 @@ def test_one_sentence_says_which(gpus, caplog, monkeypatch):
 
 def test_the_precision_of_products_is_put_back(gpus):
     before = torch.get_float32_matmul_precision()
-    with matmul_precision(choose(config().trainer)):
-        assert torch.get_float32_matmul_precision() == "high"
-    assert torch.get_float32_matmul_precision() == before
+    for precision in ("high", "highest", "medium"):
+        with matmul_precision(choose(config().trainer), precision):
+            assert torch.get_float32_matmul_precision() == precision
+        assert torch.get_float32_matmul_precision() == before
 
 
 def test_the_unet_is_read_in_its_own_type_and_the_words_in_full(tiny_folder):
@@ -96,3 +98,9 @@ def test_own_device(monkeypatch, accelerator, devices, rank, expected):
     assert own_device(settings) == expected
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert own_device(settings) == "cpu"
+
+
+def test_densities_that_are_none_are_refused():
+    with pytest.raises(UserError, match="loss.high_noise_bias=-1.0 given; expected a number, -0.99 or more"):
+        config("loss.high_noise_bias=-1")
+    assert config("loss.high_noise_bias=-0.5").loss.high_noise_bias == -0.5
