@@ -22,7 +22,7 @@ KINDS = {"color": "color", "pattern": "pattern", "shape": "family", "background"
 NOTE = """Pictures of one object; edits of its colour, pattern or family or of the background, in turn. *right*: the
 oracle reads the new factor, in percent; *kept*: the share of the other three that it reads as they were; *psnr_same*,
 in dB: against the picture before, where the renders before and after are equal to the bit; *psnr_target*: against the
-render after. With 95 % bootstrap intervals over edits. *unchanged* is the picture before through the VAE: what nobody
+render after. With 95 % intervals over edits. *unchanged* is the picture before through the VAE: what nobody
 can keep better, and what a guess gets right; *truth* is the render after through the VAE: what nobody can do better.
 *plug_and_play_masked* and *attribute_transfer* are given the object's true mask, and the latter a reference in place of
 the word; a changed background is no case for them."""
