@@ -1,13 +1,12 @@
 """The door of data preparation: `python -m data_prep --help`."""
 
-import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from data_prep.commands import register
-from escdiff.support.errors import UserError
+from escdiff.support.doors import open_door
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help=__doc__, pretty_exceptions_enable=False)
 
@@ -70,14 +69,7 @@ register(app)
 
 def main() -> None:
     """The door `python -m data_prep`."""
-    try:
-        app()
-    except UserError as error:
-        print(error, file=sys.stderr)
-        raise SystemExit(2) from None
-    except KeyboardInterrupt:
-        print("stopped; the same command goes on from the finished shards", file=sys.stderr)
-        raise SystemExit(130) from None
+    open_door(app)
 
 
 if __name__ == "__main__":

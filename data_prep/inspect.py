@@ -55,7 +55,10 @@ def inspect(folder: Path, run: Run) -> dict[str, Any] | None:
     summary = {**_facts(folder, index), **{k: v for k, v in merged.items() if k != "thumbs"}}
     write_atomic(folder / DATA, json.dumps(summary, indent=1, sort_keys=True).encode())
     write_page(folder / PAGE, folder.name, summary, merged["thumbs"][:: max(len(merged["thumbs"]) // THUMBS, 1)])
-    shutil.rmtree(folder / WORK)
+    for done in (folder / WORK).glob(f"{FOLDER}-*"):  # also of data that were other ones
+        shutil.rmtree(done)
+    if not any((folder / WORK).iterdir()):
+        (folder / WORK).rmdir()
     samples, broken = summary["samples"], len(summary["broken"])
     typer.echo(f"inspect: {samples} samples, {broken} of them broken: {folder / PAGE}")
     return summary

@@ -21,6 +21,7 @@ from data_prep.guard import Guard
 from data_prep.sources import NAME
 from escdiff.data import schema
 from escdiff.data.index import Index
+from escdiff.data.photos.samples import AGREE
 from escdiff.data.pictures import expand
 from escdiff.data.shards import encode_json
 from escdiff.support.errors import UserError
@@ -47,9 +48,16 @@ def rename(raw: dict[str, Any], prefix: str) -> dict[str, Any]:
     meta = meta_of(raw)
     if schema.GROUP in meta:
         meta[schema.GROUP] = f"{prefix}{meta[schema.GROUP]}"
-    for reference in (meta.get("references") or {}).values():
-        if "of" in reference:
-            reference["of"] = f"{prefix}{reference['of']}"
+    for name in AGREE.values():
+        if isinstance(meta.get(name), list):
+            meta[name] = [f"{prefix}{key}" for key in meta[name]]
+    # What `pairs` measured: of other pictures by their keys, of a view of the picture itself by the measures' names.
+    if isinstance(notes := meta.get("references"), dict):
+        meta["references"] = {
+            attribute: {f"{prefix}{name}" if isinstance(value, dict) else name: value for name, value in found.items()}
+            for attribute, found in notes.items()
+            if isinstance(found, dict)
+        }
     entries = {k: v for k, v in raw.items() if k != "__url__"}
     return {**entries, "__key__": f"{prefix}{raw['__key__']}", schema.META: encode_json(meta)}
 

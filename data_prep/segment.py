@@ -51,6 +51,8 @@ class Segment:
             raise UserError(
                 f"--min-area is {self.min_area}, --max-area {self.max_area}; give shares, the first smaller"
             )
+        if self.batch < 1:
+            raise UserError(f"--batch is {self.batch}; give at least 1")
         check_dtype(self.dtype)
 
     def options(self) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from escdiff.mini.world.geometry import faces, figures
 from escdiff.mini.world.rendering.render import render
 from escdiff.mini.world.scene_captions import scene_caption
 from escdiff.mini.world.world import Factors, Shape
+from escdiff.support.files import make_folder
 from escdiff.support.picture_grid import picture_grid
 
 COLUMNS, CELL = 8, 96
@@ -22,8 +23,12 @@ Picture = Factors | Arrangement
 
 
 def make_sheets(out: Path, seed: int = 0) -> list[Path]:
-    """Write every sheet of `SHEETS` into `out` as PNG; the same seed gives the same sheets."""
-    out.mkdir(parents=True, exist_ok=True)
+    """Write every sheet of `SHEETS` into `out` as PNG; the same seed gives the same sheets.
+
+    Raises:
+        UserError: `out` cannot be made a folder or written to.
+    """
+    make_folder(out)
     paths = []
     for name, draw in SHEETS.items():
         rows, labels, heads, cell, width = draw(np.random.default_rng([seed, *name.encode()]))

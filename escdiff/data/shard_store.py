@@ -59,7 +59,7 @@ class ShardStore:
             UserError: there is none, or the address cannot be reached.
         """
         if self.address is not None:
-            self._fetch(FILE)
+            self._fetch(FILE, self.folder / FILE)
         return Index.load(self.folder)
 
     def check(self, index: Index, hashes: bool = False) -> None:
@@ -73,9 +73,10 @@ class ShardStore:
         Raises:
             UserError: it cannot be fetched, or is not what the index says.
         """
-        path = self.folder / shard.name
         if self.address is None:
-            return path
+            return self.folder / shard.name
+        # By its contents: shards made anew, which may well be as large, are others.
+        path = self.folder / f"{Path(shard.name).stem}-{shard.sha256[:16]}.tar"
         try:
             if path.stat().st_size == shard.bytes:
                 os.utime(path)
@@ -83,7 +84,7 @@ class ShardStore:
         except FileNotFoundError:
             pass
         self._make_room(shard)
-        self._fetch(shard.name, shard)
+        self._fetch(shard.name, path, shard)
         return path
 
     def read(self, shard: Shard, first: int = 0) -> Iterator[dict[str, Any]]:
@@ -102,11 +103,18 @@ class ShardStore:
             yield from samples
             return
 
-    def file(self, name: str) -> Path:
-        """Another file of the dataset, e.g. "latents/KEY/photos-000000.safetensors"."""
+    def file(self, name: str, afresh: bool = False) -> Path:
+        """Another file of the dataset, e.g. "latents/KEY/photos-000000.safetensors".
+
+        Args:
+            afresh: fetch a remote one even if it is there.
+
+        Raises:
+            UserError: it cannot be fetched.
+        """
         path = self.folder / name
-        if self.address is not None and not path.exists():
-            self._fetch(name)
+        if self.address is not None and (afresh or not path.exists()):
+            self._fetch(name, path)
         return path
 
     def names(self, folder: str) -> set[str]:
@@ -117,10 +125,10 @@ class ShardStore:
         except Exception:  # every kind of storage has errors of its own, for a missing folder too
             return set()
 
-    def _fetch(self, name: str, shard: Shard | None = None) -> None:
+    def _fetch(self, name: str, path: Path, shard: Shard | None = None) -> None:
         try:
             files, remote = fsspec.core.url_to_fs(f"{self.address}/{name}")
-            with files.open(remote, "rb") as source, replacing(self.folder / name) as file:
+            with files.open(remote, "rb") as source, replacing(path) as file:
                 shutil.copyfileobj(source, file, 1 << 20)
                 file.flush()
                 if shard is not None and (file.tell() != shard.bytes or sha256(Path(file.name)) != shard.sha256):

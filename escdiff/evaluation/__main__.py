@@ -13,9 +13,9 @@ from escdiff.evaluation.choices import choose
 from escdiff.evaluation.comparison.scenes import command as scene_comparison
 from escdiff.evaluation.editing import command as editing
 from escdiff.evaluation.protocols import commands as doors
-from escdiff.evaluation.protocols.commands import make_folder
+from escdiff.support.doors import open_door
 from escdiff.support.errors import UserError
-from escdiff.support.files import write_json
+from escdiff.support.files import make_folder, write_json
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help=__doc__, pretty_exceptions_enable=False)
 
@@ -240,14 +240,7 @@ for command in (*doors.COMMANDS, *editing.COMMANDS, *scene_comparison.COMMANDS):
 
 def main() -> None:
     """The command `python -m escdiff.evaluation`."""
-    try:
-        app()
-    except UserError as error:
-        print(error, file=sys.stderr)
-        raise SystemExit(2) from None
-    except KeyboardInterrupt:
-        print("stopped; the same command goes on after what is finished", file=sys.stderr)
-        raise SystemExit(130) from None
+    open_door(app)
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ from typing import Annotated
 import typer
 
 from escdiff.support.errors import UserError
+from escdiff.support.files import make_folder
 
 LOOPBACK = "127.0.0.1"
 LIBRARIES = ("fastapi", "uvicorn", "python_multipart", "prometheus_client")
@@ -66,7 +67,7 @@ def serve(
     )  # fmt: skip
     with ExitStack() as stack:
         folder = store or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="escdiff-serve-")))
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder, "--store")
         settings = Settings(str(folder.absolute()), backbone, encoder, guidance, device, dtype, owners, limits)
         settings.check()
         if ray:

@@ -17,6 +17,21 @@ if TYPE_CHECKING:
 PRIVATE = 0o600  # the mode of files that safetensors writes
 
 
+def make_folder(folder: Path, option: str = "--out") -> None:
+    """Make the folder that a command's option names.
+
+    Raises:
+        UserError: it cannot be made, or not written to.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        problem = f"{option} is {folder}, which cannot be made a folder ({error.strerror})"
+        raise UserError(f"{problem}; give a folder of your own") from None
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise UserError(f"{option} is {folder}, which you may not write to; give a folder of your own")
+
+
 @contextmanager
 def replacing(path: str | os.PathLike) -> Iterator[IO[bytes]]:
     """Open a file that takes the place of `path` at the end of the block; after an error the old one stands."""

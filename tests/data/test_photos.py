@@ -1,5 +1,6 @@
 """What a batch of photographs holds: references that vary, masks, other photographs, buckets, held-out ones."""
 
+import shutil
 from collections import Counter
 
 import numpy as np
@@ -8,15 +9,17 @@ import torch
 from PIL import Image, ImageDraw
 
 from escdiff.data.index import Index
+from escdiff.data.latent_cache import shard_file
 from escdiff.data.photos import PhotoDataModule
 from escdiff.data.photos.buckets import bucket_shapes, nearest
-from escdiff.data.photos.objects import is_held_out
+from escdiff.data.photos.objects import Objects, is_held_out, thing_of
 from escdiff.data.photos.samples import PhotoSamples
 from escdiff.data.photos.stream import Layout
 from escdiff.data.resumable import Place
 from escdiff.data.shards import encode_json, encode_png, read_raw, write_shard
 from escdiff.data.workers import auto_workers, workers_needed
 from escdiff.support.errors import UserError
+from escdiff.support.files import save_tensors
 
 SIDES = ((24, 24), (16, 32), (32, 16))
 
@@ -163,7 +166,7 @@ def test_those_that_agree_are_listed_by_the_data(tmp_path):
 
 def held_keys(folder, fraction) -> set[str]:
     raws = [raw for path in sorted(folder.glob("*.tar")) for raw in read_raw(path)]
-    return {raw["__key__"] for raw in raws if is_held_out(raw, fraction)}
+    return {raw["__key__"] for raw in raws if is_held_out(thing_of(raw), fraction)}
 
 
 def test_held_out_photographs_are_never_trained_on(photos):
@@ -176,6 +179,27 @@ def test_held_out_photographs_are_never_trained_on(photos):
         assert len(seen) == 40 and held.isdisjoint(seen) and len(set(seen)) == 40 - len(held)
     found = [key for batch in data.val_dataloader() for key in batch["key"]]
     assert set(found) <= held and len(found) == len(held) // 4 * 4 if len(held) >= 4 else len(found) == len(held)
+
+
+def test_no_reference_of_a_training_sample_is_held_out(tmp_path, monkeypatch):
+    """Twelve shapes, each in the colours of two objects, one of which may be held out."""
+    rows = [row(i, object=i // 2, group=i // 4) for i in range(48)]
+    write(tmp_path, rows)
+    held = held_keys(tmp_path, 0.4)
+    groups = [{f"{i:04d}" for i in range(g, g + 4)} for g in range(0, 48, 4)]
+    assert any(group & held and group - held for group in groups)
+    other, used = Objects.other, set()
+
+    def watched(self, shard, key, *rest):
+        found = other(self, shard, key, *rest)
+        used.add((key, found and found["__key__"]))
+        return found
+
+    monkeypatch.setattr(Objects, "other", watched)
+    data = module(tmp_path, val_fraction=0.4, one_reference=0.0)
+    for epoch in range(3):
+        by_key(data, epoch)
+    assert len(used) > 20 and not {key for pair in used for key in pair} & held
 
 
 def test_the_choice_stays_when_the_data_grow_and_objects_are_held_out_whole(tmp_path):
@@ -307,3 +331,46 @@ def test_few_held_out_photographs_are_found_without_reading_all(photos, monkeypa
     assert set(read) == {"photos-0.tar"}
     data.val_dataloader()
     assert set(read) == {"photos-0.tar", "photos-1.tar"}
+
+
+def test_a_run_keeps_the_index_that_it_began_with(tmp_path):
+    """Checkpoints note the data that are read, whatever becomes of their source."""
+    (tmp_path / "set").mkdir()
+    write(tmp_path / "set", [row(i) for i in range(8)])
+    data = module(f"file://{tmp_path}/set", cache=tmp_path / "cache", val_fraction=0.0)
+    data.setup()
+    noted = data.state_dict()
+    write(tmp_path / "set", [row(i) for i in range(80)])
+    assert data.state_dict() == noted and data.steps_per_epoch() == 2
+    shutil.rmtree(tmp_path / "set")
+    assert data.state_dict() == noted
+
+
+def test_latents_of_shards_made_anew_are_fetched_again(tmp_path, caplog):
+    """The data change and keep their size; what was fetched of them before is used no more."""
+    folder, address = tmp_path / "set", f"file://{tmp_path}/set"
+    folder.mkdir()
+
+    def make(caption, value):
+        write(folder, [row(i, caption=caption) for i in range(8)])
+        (shard,) = Index.load(folder).shards
+        moments = torch.full((8, 2, 1, 1), value)
+        save_tensors(folder / shard_file("vae-float32-32", shard), {"moments": moments}, {"shard": shard.sha256})
+        return shard
+
+    def read():
+        batch = next(iter(module(address, cache=tmp_path / "cache", latents="vae-float32-32", drop_caption=0.0,
+                                 one_reference=0.0, val_fraction=0.0).train_dataloader()))  # fmt: skip
+        return batch["prompt"], float(batch["latent"].mean())
+
+    first = make("a red mug on a table", 1.0)
+    assert read()[1] == 1
+    second = make("a red mug on a chair", 2.0)
+    assert first.bytes == second.bytes and first.sha256 != second.sha256
+    prompts, value = read()
+    assert value == 2 and any("chair" in p for p in prompts) and not any("table" in p for p in prompts)
+    save_tensors(folder / shard_file("vae-float32-32", second), {"moments": torch.zeros(8, 2, 1, 1)}, {"shard": "?"})
+    shutil.rmtree(tmp_path / "cache")
+    with pytest.raises(UserError, match="no picture"):
+        read()
+    assert "made from another shard" in caplog.text

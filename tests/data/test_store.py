@@ -63,7 +63,19 @@ def test_shards_are_fetched_once_and_whole(remote, tmp_path):
     assert path.read_bytes() == files.cat("/photos/s-1.tar")
     files.rm("/photos/s-1.tar")
     assert store.shard(index.shards[1]) == path
-    assert [p.name for p in sorted(path.parent.iterdir())] == ["index.json", "s-1.tar"]
+    assert [p.suffix for p in sorted(path.parent.iterdir())] == [".json", ".tar"]
+
+
+def test_a_shard_made_anew_at_equal_size_is_fetched_again(tmp_path):
+    folder = tmp_path / "set"
+    folder.mkdir()
+    for caption in ("red", "sad"):
+        row = {"__key__": "0", "json": encode_json({"caption": caption})}
+        Index("photos", shards=[write_shard(folder / "s.tar", [row])], planned=1).save(folder)
+        store = ShardStore(f"file://{folder}", tmp_path / "cache")
+        (shard,) = store.index().shards
+        (sample,) = store.read(shard)
+        assert sample["json"] == row["json"]
 
 
 def test_damage_on_the_way_is_refused(remote, tmp_path):

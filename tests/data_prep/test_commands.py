@@ -3,6 +3,7 @@
 import pytest
 from typer.testing import CliRunner
 
+from data_prep import __main__ as door
 from data_prep.__main__ import app
 from escdiff.support.errors import UserError
 
@@ -30,3 +31,27 @@ def test_options_without_effect_are_refused(command, tmp_path, monkeypatch):
     with pytest.raises(UserError, match=IGNORED[command]):
         raise result.exception
     assert sorted(path.name for path in tmp_path.iterdir()) == ["pictures"]
+
+
+def main(monkeypatch, *arguments) -> int:
+    monkeypatch.setattr("sys.argv", ["data_prep", *arguments])
+    with pytest.raises(SystemExit) as end:
+        door.main()
+    return end.value.code
+
+
+def test_ctrl_c_says_that_the_command_goes_on(monkeypatch, capsys):
+    def stopped(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("escdiff.data.shards.index_folder", stopped)
+    assert main(monkeypatch, "index", "folder") == 130
+    assert capsys.readouterr().err == "stopped; the same command goes on after what is finished\n"
+
+
+@pytest.mark.parametrize("below", ["file", "file/sheets"])
+def test_sheets_that_have_no_folder_are_told(monkeypatch, capsys, tmp_path, below):
+    (tmp_path / "file").touch()
+    assert main(monkeypatch, "sheets", "--out", str(tmp_path / below)) == 2
+    shown = capsys.readouterr().err
+    assert f"--out is {tmp_path / below}, which cannot be" in shown and shown.count("\n") == 1

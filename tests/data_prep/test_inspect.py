@@ -65,3 +65,11 @@ def test_a_dry_run_writes_nothing_and_no_dataset_is_refused(photos, tmp_path):
     assert inspect(photos, Run(dry=True)) is None and sorted(photos.rglob("*")) == before
     with pytest.raises(UserError, match="holds no index"):
         inspect(tmp_path, Run())
+
+
+def test_what_a_stopped_check_has_kept_stays(folder, here):
+    work = folder / ".work"
+    for name in ("verify", "inspect-of-other-data"):
+        (work / name).mkdir(parents=True)
+    inspect(folder, here)
+    assert [path.name for path in work.iterdir()] == ["verify"]

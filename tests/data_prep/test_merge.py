@@ -1,10 +1,16 @@
+import numpy as np
 import pytest
+from PIL import Image
 from trouble import encoded, noise
 
 from data_prep.ingest import Ingest, ingest
 from data_prep.merge import merge, rename
+from data_prep.pairs import Pairs, pairs
 from data_prep.plans import make_plan
 from data_prep.verify import verify
+from escdiff.data.index import Index
+from escdiff.data.photos.objects import OBJECT, Objects
+from escdiff.data.shard_store import ShardStore
 from escdiff.data.shards import encode_json
 from escdiff.support.errors import UserError
 
@@ -21,12 +27,33 @@ def test_datasets_become_one_with_unique_keys(photos, tmp_path, here, samples_of
 
 
 def test_keys_of_other_samples_follow():
-    meta = {"group": "7", "references": {"shape": {"of": "8", "overlap": 0.9}, "appearance": {}}}
-    made = rename({"__key__": "9", "__url__": "u", "json": encode_json(meta), "png": b""}, "1-")
-    assert made == {
-        "__key__": "1-9", "png": b"",
-        "json": encode_json({"group": "1-7", "references": {"shape": {"of": "1-8", "overlap": 0.9}, "appearance": {}}}),
-    }  # fmt: skip
+    def meta(p):
+        return {
+            "group": f"{p}7", "same_shape": [f"{p}8"], "same_appearance": [],
+            "references": {"shape": {f"{p}8": {"overlap": 0.9}}, "appearance": {"distance": 2.0}},
+        }  # fmt: skip
+
+    made = rename({"__key__": "9", "__url__": "u", "json": encode_json(meta("")), "png": b""}, "1-")
+    assert made == {"__key__": "1-9", "png": b"", "json": encode_json(meta("1-"))}
+
+
+def test_pairs_are_found_after_merging(photos, tmp_path, here, samples_of):
+    """Two pictures of one mug, whose outlines agree."""
+    for name in "ab":
+        for kind, colour in ((".png", (200, 40, 40)), (".mask.png", (255, 255, 255))):
+            picture = Image.new("RGB", (64, 64), (128, 128, 128) if kind == ".png" else (0, 0, 0))
+            picture.paste(colour, (10, 14, 50, 44))
+            (tmp_path / "in" / "mug").mkdir(parents=True, exist_ok=True)
+            (tmp_path / "in" / "mug" / f"{name}{kind}").write_bytes(encoded(picture, "PNG"))
+    ingest(make_plan(tmp_path / "in", 4, "object"), tmp_path / "mugs", Ingest(), here)
+    pairs(tmp_path / "mugs", tmp_path / "pairs", Pairs(size=48), here)
+    merge([photos, tmp_path / "pairs"], tmp_path / "out", here)
+    (shard,) = Index.load(tmp_path / "out").shards[-1:]
+    first, second = (sample for sample in samples_of(tmp_path / "out") if sample["json"].get("object") == "mug")
+    objects, meta = Objects(ShardStore(tmp_path / "out")), first["json"]
+    other = objects.other(shard, first["__key__"], meta, OBJECT, np.random.default_rng(0), meta["same_shape"])
+    assert other["__key__"] == second["__key__"]
+    assert list(meta["references"]["shape"]) == [second["__key__"]]
 
 
 def test_bad_requests_are_refused(photos, tmp_path, here):

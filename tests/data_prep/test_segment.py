@@ -111,7 +111,8 @@ def test_quality_is_judged():
 
 
 def test_bad_options_are_refused(photos, tmp_path, here):
-    for stage in (Segment("sam"), Segment("model"), Segment(min_area=0.5, max_area=0.4)):
+    bad = Segment("sam"), Segment("model"), Segment(min_area=0.5, max_area=0.4), Segment(batch=0), Segment(batch=-1)
+    for stage in bad:
         with pytest.raises(UserError, match="--"):
             segment(photos, tmp_path, stage, here)
     with pytest.raises(UserError, match="cannot be loaded"):

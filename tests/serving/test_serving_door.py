@@ -39,6 +39,14 @@ def test_mistakes_are_told_at_once(monkeypatch, capsys, tmp_path, arguments, key
     assert said in shown and shown.startswith("error: ") and "Traceback" not in shown
 
 
+@pytest.mark.parametrize("below", ["file", "file/store"])
+def test_a_store_that_cannot_be_a_folder_is_told(monkeypatch, capsys, tmp_path, below):
+    (tmp_path / "file").touch()
+    assert run(monkeypatch, "--store", str(tmp_path / below)) == 2
+    shown = capsys.readouterr().err
+    assert shown.startswith(f"error: --store is {tmp_path / below}, which cannot be") and shown.count("\n") == 1
+
+
 def test_settings_pass_through_the_environment():
     settings = Settings("/srv", "sd15", "DIR", 3.0, owners={"0a": "ann"}, limits=Limits(queue=3, seconds=1.5))
     made = settings.to_environment()

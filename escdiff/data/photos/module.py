@@ -3,10 +3,12 @@
 import logging
 import os
 from dataclasses import asdict
+from functools import cached_property
 from typing import Any
 
 from torch.utils.data import DataLoader
 
+from escdiff.data.index import Index
 from escdiff.data.photos.held_out import HeldOutPhotos
 from escdiff.data.photos.samples import PhotoSamples, Shares
 from escdiff.data.photos.stream import Layout, PhotoStream
@@ -58,7 +60,8 @@ class PhotoDataModule(ResumableDataModule):
             raise UserError(f"{problem}; set data.latents=null")
         self.store, self.batch_size, self.seed = ShardStore(shards, cache, cache_gb), batch_size, seed
         shares = Shares(one_reference, shape_only, appearance_only, drop_caption)
-        self.samples = PhotoSamples(self.store, size, reference_size or min(size, 224), seed, shares, latents)
+        self.samples = PhotoSamples(self.store, size, reference_size or min(size, 224), seed, shares, latents,
+                                    val_fraction)  # fmt: skip
         self.num_workers, self.buffer, self.val_fraction, self.buckets = num_workers, buffer, val_fraction, buckets
         self.check_hashes = check_hashes
         self._layout: Layout | None = None  # of the checkpoint
@@ -73,9 +76,14 @@ class PhotoDataModule(ResumableDataModule):
     def layout(self) -> Layout:
         return self._layout or Layout(self.ranks()[1], max(self.workers, 1))
 
+    @cached_property
+    def index(self) -> Index:
+        """That of the data as they were when they were first asked for, which a whole run reads."""
+        return self.store.index()
+
     def identity(self) -> dict[str, Any]:
         return {
-            "data": self.store.index().fingerprint(), "seed": self.seed, "buffer": self.buffer,
+            "data": self.index.fingerprint(), "seed": self.seed, "buffer": self.buffer,
             "global_batch": self.batch_size * self.ranks()[1], "val_fraction": self.val_fraction,
             "buckets": self.buckets and self.samples.size, **asdict(self.samples.shares),
         }  # fmt: skip
@@ -92,11 +100,11 @@ class PhotoDataModule(ResumableDataModule):
         cursor.layout = self.layout
 
     def setup(self, stage: str | None = None) -> None:
-        self.store.check(self.store.index(), self.check_hashes)
+        self.store.check(self.index, self.check_hashes)
         self.stream()
 
     def stream(self) -> PhotoStream:
-        return PhotoStream(self.samples, self.store.index(), self.batch_size, *self.ranks(), self.layout,
+        return PhotoStream(self.samples, self.index, self.batch_size, *self.ranks(), self.layout,
                            self.buffer, self.val_fraction, self.buckets)  # fmt: skip
 
     @property

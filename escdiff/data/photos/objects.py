@@ -25,20 +25,25 @@ READ = (*schema.IMAGES, schema.META, schema.MASK)
 
 
 class Place(NamedTuple):
-    """A sample of a shard: its key, and (offset, bytes) of its entries in the shard's file."""
+    """A sample of a shard: its key, (offset, bytes) of its entries in the shard's file, whether it is held out."""
 
     key: str
     entries: dict[str, tuple[int, int]]
+    held_out: bool
 
 
 Table = dict[tuple[tuple[str, ...], str], list[Place]]  # (kind, name) -> where its samples are
 
 
 class Objects:
-    """Finds samples of the same object within shards of a store."""
+    """Finds samples of the same object within shards of a store.
 
-    def __init__(self, store: ShardStore) -> None:
-        self.store = store
+    Args:
+        val_fraction: of the objects, which are held out and are references of each other alone.
+    """
+
+    def __init__(self, store: ShardStore, val_fraction: float = 0.0) -> None:
+        self.store, self.val_fraction = store, val_fraction
         self._tables: OrderedDict[str, Table] = OrderedDict()
 
     def other(
@@ -63,7 +68,13 @@ class Objects:
         if name is None:
             return None
         places = self._table(shard).get((kind, name), ())
-        candidates = [p for p in places if p.key != key and (not isinstance(among, list) or p.key in among)]
+        # The objects of a group may be held out one without the other.
+        held_out = is_held_out(_thing(meta, key), self.val_fraction)
+        candidates = [
+            place
+            for place in places
+            if place.key != key and place.held_out == held_out and (not isinstance(among, list) or place.key in among)
+        ]
         if not candidates:
             return None
         place, path = candidates[rng.integers(len(candidates))], self.store.shard(shard)
@@ -84,9 +95,10 @@ class Objects:
         with open(path, "rb") as file:
             for key, entries in locate(path):
                 meta = parse(_read(file, entries[schema.META])) if schema.META in entries else {}
+                place = Place(key, entries, is_held_out(_thing(meta, key), self.val_fraction))
                 for kind in (OBJECT, GROUP):
                     if (name := named(meta, kind)) is not None:
-                        table[kind, name].append(Place(key, entries))
+                        table[kind, name].append(place)
         return {name: places for name, places in table.items() if len(places) > 1}
 
 
@@ -98,7 +110,7 @@ def named(meta: Mapping[str, Any], kind: tuple[str, ...]) -> str | None:
 
 def thing_of(raw: Mapping[str, Any]) -> str:
     """Name of an undecoded sample's subject: its object, its group, or, where the json names neither, its key."""
-    return named(parse(raw.get(schema.META)), (*OBJECT, *GROUP)) or raw["__key__"]
+    return _thing(parse(raw.get(schema.META)), raw["__key__"])
 
 
 def parse(data: bytes | None) -> dict[str, Any]:
@@ -110,14 +122,18 @@ def parse(data: bytes | None) -> dict[str, Any]:
     return meta if isinstance(meta, dict) else {}
 
 
-def is_held_out(raw: Mapping[str, Any], fraction: float) -> bool:
-    """Whether an undecoded sample is for validation, by the hash of what it shows."""
-    return fraction > 0 and number_of(f"held out {thing_of(raw)}") < fraction * 2**64
+def is_held_out(thing: str, fraction: float) -> bool:
+    """Whether the samples of a subject, see `thing_of`, are for validation, by the hash of its name."""
+    return fraction > 0 and number_of(f"held out {thing}") < fraction * 2**64
 
 
 def number_of(text: str) -> int:
     """A number from 0 to 2^64 - 1 that depends on the text only."""
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big")
+
+
+def _thing(meta: Mapping[str, Any], key: str) -> str:
+    return named(meta, (*OBJECT, *GROUP)) or key
 
 
 def _read(file, span: tuple[int, int]) -> bytes:

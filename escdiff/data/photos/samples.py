@@ -6,11 +6,12 @@ the same object where the data have one.
 
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as transforms
@@ -68,13 +69,15 @@ class PhotoSamples:
         size: pixels; targets are centre squares of this size, or of the shape that is asked for.
         reference_size: pixels; side of references, and of targets of which `latents` holds the moments.
         latents: key of the cache, see `escdiff.data.latent_cache.vae_key`.
+        val_fraction: of the objects, which are held out: no references of others.
     """
 
     def __init__(
-        self, store: ShardStore, size: int, reference_size: int, seed: int, shares: Shares, latents: str | None = None
-    ) -> None:
+        self, store: ShardStore, size: int, reference_size: int, seed: int, shares: Shares, latents: str | None = None,
+        val_fraction: float = 0.0,
+    ) -> None:  # fmt: skip
         self.store, self.size, self.reference_size, self.seed = store, size, reference_size, seed
-        self.shares, self.latents, self.objects = shares, latents, Objects(store)
+        self.shares, self.latents, self.objects = shares, latents, Objects(store, val_fraction)
         self._last: tuple[tuple[str, str] | None, Picture | None] = None, None  # the other photograph read last
 
     @property
@@ -168,15 +171,25 @@ class PhotoSamples:
         Raises:
             UserError: the file is missing or was made from another shard.
         """
-        path = self.store.file(shard_file(self.latents, shard))
-        try:
-            with safe_open(path, "pt") as file:
-                if (file.metadata() or {}).get("shard") == shard.sha256:
-                    return file.get_slice("moments")[row].float()
-        except OSError:
-            pass
-        problem = f"the latents {path} are missing or were made from another shard"
-        raise UserError(f"{problem}; make them with `python -m data_prep latents {self.store}`")
+        name = shard_file(self.latents, shard)
+        path = self.store.file(name)
+        moments = _moments(path, shard, row)
+        if moments is None and self.store.address is not None:
+            moments = _moments(self.store.file(name, afresh=True), shard, row)  # the data may have been made anew
+        if moments is None:
+            problem = f"the latents {path} are missing or were made from another shard"
+            raise UserError(f"{problem}; make them with `python -m data_prep latents {self.store}`")
+        return moments
+
+
+def _moments(path: Path, shard: Shard, row: int) -> Tensor | None:
+    try:
+        with safe_open(path, "pt") as file:
+            if (file.metadata() or {}).get("shard") == shard.sha256:
+                return file.get_slice("moments")[row].float()
+    except (OSError, SafetensorError):
+        pass
+    return None
 
 
 def floats(picture: Picture) -> tuple[Tensor, Tensor]:

@@ -20,7 +20,7 @@ from torch.utils.data import IterableDataset, get_worker_info
 from escdiff.data import schema
 from escdiff.data.index import Index
 from escdiff.data.photos.buckets import SAMPLED, bucket_shapes, bucket_shares, nearest
-from escdiff.data.photos.objects import is_held_out
+from escdiff.data.photos.objects import is_held_out, thing_of
 from escdiff.data.photos.samples import PhotoSamples, collate
 from escdiff.data.pictures import displayed_size
 from escdiff.data.resumable import POSITION, Place
@@ -130,7 +130,7 @@ class PhotoStream(IterableDataset):
         """As many samples; in the place of those held out for validation the one before, or the next one."""
         last, waiting = None, 0
         for sample in samples:
-            if not is_held_out(sample, self.val_fraction):
+            if not is_held_out(thing_of(sample), self.val_fraction):
                 last = {**sample, "__bucket__": self._nearest(sample)} if self.shapes else sample
                 yield from [last] * (waiting + 1)
                 waiting = 0
@@ -190,7 +190,7 @@ class PhotoStream(IterableDataset):
     def _stand_in(self, epoch: int) -> dict[str, Any]:
         """The substitute for damaged samples, the same for all ranks and runs: the epoch's first good one."""
         for raw in self._part(epoch, 0, self.index.samples):
-            if is_held_out(raw, self.val_fraction):
+            if is_held_out(thing_of(raw), self.val_fraction):
                 continue
             try:
                 self.samples(raw, epoch)
@@ -206,7 +206,7 @@ class PhotoStream(IterableDataset):
         """The undecoded samples that are kept from training, in the data's order."""
         for number, shard in enumerate(self.shards):
             rows = self._samples(number, range(shard.samples))
-            yield from (raw for raw in rows if is_held_out(raw, self.val_fraction))
+            yield from (raw for raw in rows if is_held_out(thing_of(raw), self.val_fraction))
 
 
 class _Losses:

@@ -25,14 +25,14 @@ READ_AS = {
 HEAD = ("task/score", "mean", "95 % interval", "n", "the oracle's own")
 HEADLINE = (
     "Shares of pictures whose instance is nearer than seven namesakes for the oracle, with 95 % intervals; full words "
-    "are all that the language can say of the same instances. Differences are paired by instance and bootstrapped over "
-    "instances; p is corrected for the number of comparisons (Holm). A leak is the re-identification of what was not "
-    "asked for."
+    "are all that the language can say of the same instances. Differences are paired by instance, p is by sign flips "
+    "of the instances' differences and corrected for the number of comparisons (Holm). A leak is the re-identification "
+    "of what was not asked for."
 )
 NOTE = (
     "Shares of pictures in percent; delta_e is the median CIEDE2000, params and gloss the mean "
-    "absolute error on a scale of 1, psnr in dB, clip_t and clip_i cosines. Intervals are bootstrapped over pictures "
-    "(Wilson's where all pictures agree); the cells of the swap matrix share references, so theirs are too narrow. "
+    "absolute error on a scale of 1, psnr in dB, clip_t and clip_i cosines. Intervals are over pictures, bootstrapped "
+    "from 20 on (Wilson's where all agree); the cells of the swap matrix share references, so theirs are too narrow. "
     "The last column is the same score on fresh renders, or on renders of what was asked for, where a perfect judge "
     "would make no mistake. Floor: family to delta_e by captions alone, other_ by the reference of another instance."
 )

@@ -15,7 +15,7 @@ GROUPS = {"both": ("both/family", "both/pattern", "both/color"), "swap": ("swap/
           "text edit": ("edit/background", "edit/color", "edit/family")}  # fmt: skip
 NOTE = (
     "Shares in percent, delta_e the median CIEDE2000, params and gloss mean absolute errors. Scores are means over "
-    "references of the mean over a reference's pictures, with 95 % bootstrap intervals over references. Seconds to "
+    "references of the mean over a reference's pictures, with 95 % intervals over references. Seconds to "
     "customize leave out loading the backbone and, for methods with an encoder, learning it once; pictures of the "
     "class that a method paints for itself count. Bytes are of one concept with the weights that are its own; weights "
     "that all concepts share come after the plus. Methods without shape and appearance of their own are split {split} "

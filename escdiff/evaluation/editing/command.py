@@ -7,8 +7,8 @@ from typing import Annotated
 
 import typer
 
-from escdiff.evaluation.protocols.commands import make_folder
 from escdiff.support.errors import UserError
+from escdiff.support.files import make_folder
 
 Out = Annotated[Path, typer.Option(help="Folder for pictures, table and sheet; made if missing.")]
 Quick = Annotated[bool, typer.Option("--quick", help="8 cases in few steps: minutes on two cores.")]

@@ -31,7 +31,7 @@ SEEN = 0.08  # difference of a pixel, of the whole range, from which on it count
 NOTE = """One object, in a view of its own, is to be put into a box of an empty scene. *family*, *pattern* and *color*:
 the oracle reads the object's, in percent; *iou*: of the box with the bounding box of what differs from the scene (by
 8 % of the range) within it; *psnr_outside*, in dB: against the scene, outside of the box; *psnr_target*: against the
-render with the object, whose shadow may leave the box. With 95 % bootstrap intervals. *unchanged* is the empty scene
+render with the object, whose shadow may leave the box. With 95 % intervals. *unchanged* is the empty scene
 through the VAE, *truth* the render with the object."""
 
 

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from escdiff.support.errors import UserError
+from escdiff.support.files import make_folder
 
 Out = Annotated[Path, typer.Option(help="Folder for pictures, figures and report; made if missing.")]
 BackboneName = Annotated[str, typer.Option(help="mini, sd15, another of configs/backbone, a folder or a hub id.")]
@@ -124,19 +124,6 @@ def runs(
 
 
 COMMANDS: Sequence = (dreambench, dreambench_plus, omnicontext, p_plus, folder, agreement, runs)
-
-
-def make_folder(out: Path) -> None:
-    """Make the folder of `--out`.
-
-    Raises:
-        UserError: it cannot be made.
-    """
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        problem = f"--out is {out}, which cannot be made a folder ({error.strerror})"
-        raise UserError(f"{problem}; give a folder of your own") from None
 
 
 def _command() -> str:

@@ -31,7 +31,7 @@ NOTE = (
     "lab_distance in units of delta E, gram_distance from 0 to 1, all three against the reference; leak_ is the same "
     "against the reference that should not show (high mask_iou or low distance: it leaks). copy: share of pictures "
     "nearer to the reference's pixels than any other real picture. Scores are means over subjects of the mean over a "
-    "subject's pictures, with 95 % bootstrap intervals over subjects; kid is of all pictures at once. vlm_ are a "
+    "subject's pictures, with 95 % intervals over subjects; kid is of all pictures at once. vlm_ are a "
     "judge's ratings from 0 to 1: concept against the reference, shape against the shape's, color and texture against "
     "the appearance's, prompt against the text, leak_ against the other one; what it would not rate is in no mean."
 )

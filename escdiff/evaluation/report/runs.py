@@ -17,9 +17,9 @@ from escdiff.support.files import write_json
 
 Values = dict[str, dict[Hashable, float]]  # "task/score" -> case -> value
 NOTE = (
-    "Differences are theirs minus the first run's, over the cases that both have, with 95 % intervals by a paired "
-    "bootstrap over subjects (of ESC-Bench: references); p is two-sided and corrected for the number of rows (Holm). "
-    "A star: p below 0.05."
+    "Differences are theirs minus the first run's, over the cases that both have, with 95 % intervals over subjects "
+    "(of ESC-Bench: references); p is two-sided, by sign flips of the subjects' differences, at least 2^(1 - n) of n "
+    "subjects, and corrected for the number of rows (Holm). A star: p below 0.05."
 )
 TIME = "score_time.svg"
 

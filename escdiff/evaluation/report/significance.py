@@ -1,11 +1,14 @@
-"""Whether two runs differ: paired bootstrap over subjects, corrected for the number of questions."""
+"""Whether two runs differ: sign flips of the subjects' differences, corrected for the number of questions."""
 
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
+from escdiff.evaluation.report.units import FEW, students_interval
+
 RESAMPLES = 10_000
+ALL_FLIPS = 13  # subjects up to which all sign flips are tried, 8,192 of 13
 
 
 @dataclass(frozen=True)
@@ -20,10 +23,13 @@ class Difference:
 
 
 def paired(ours: Mapping[Hashable, float], theirs: Mapping[Hashable, float], groups: Mapping[Hashable, Hashable]):
-    """The paired difference of two runs over their common cases (Efron and Tibshirani 1993, sections 13.3 and 16.4).
+    """The paired difference of two runs over their common cases.
 
-    Pictures of a subject are no independent samples: subjects are drawn, not pictures. The p-value is twice the smaller
-    share of resampled means on one side of zero, at least 2 / (RESAMPLES + 1).
+    Pictures of a subject are no independent samples: subjects are flipped and drawn, not pictures. The p-value is the
+    share of sign flips of the subjects' differences whose mean is at least as far from zero (Davison and Hinkley 1997,
+    section 4.3): of all 2^n up to `ALL_FLIPS` subjects, so at least 2^(1 - n); else of `RESAMPLES` random ones and the
+    one observed. The interval is Student's below `FEW` subjects, else the percentile bootstrap's (Efron and Tibshirani
+    1993, section 13.3).
 
     Args:
         ours, theirs: case -> value. groups: case -> its subject.
@@ -39,12 +45,21 @@ def paired(ours: Mapping[Hashable, float], theirs: Mapping[Hashable, float], gro
     if len(data) < 2:
         return None
     rng = np.random.default_rng(0)
-    means = data[rng.integers(len(data), size=(RESAMPLES, len(data)))].mean(1)
-    low, high = np.quantile(means, [0.025, 0.975])
-    side = min((means <= 0).sum(), (means >= 0).sum())
-    # Plus one: the observed mean counts as a resample, so that p is never 0 (Davison and Hinkley 1997, section 4.2).
-    p = min(1.0, 2 * (side + 1) / (RESAMPLES + 1))
-    return Difference(float(data.mean()), float(low), float(high), float(p), len(data))
+    if len(data) < FEW:
+        low, high = students_interval(data)
+    else:
+        means = data[rng.integers(len(data), size=(RESAMPLES, len(data)))].mean(1)
+        low, high = (float(v) for v in np.quantile(means, [0.025, 0.975]))
+    return Difference(float(data.mean()), low, high, _flipped(data, rng), len(data))
+
+
+def _flipped(data: np.ndarray, rng: np.random.Generator) -> float:
+    """The two-sided p of `paired` for the subjects' differences (n,)."""
+    n, exact = len(data), len(data) <= ALL_FLIPS
+    flips = np.arange(2**n)[:, None] >> np.arange(n) & 1 if exact else rng.integers(2, size=(RESAMPLES, n))
+    # Flips that give the observed mean again, or its negative, differ from it by rounding.
+    as_far = np.abs((2 * flips - 1) @ data) >= abs(data.sum()) - 1e-9 * np.abs(data).sum()
+    return float(as_far.mean() if exact else (as_far.sum() + 1) / (RESAMPLES + 1))
 
 
 def holm(values: Sequence[float]) -> list[float]:

@@ -8,6 +8,7 @@ import numpy as np
 from scipy import stats
 
 RESAMPLES, CONFIDENCE = 2000, 0.95
+FEW = 20  # values below which resamples of them spread too little
 MEDIANS = ("delta_e", "other_delta_e")  # heavy tails: their median stands for them
 ERRORS = ("delta_e", "params", "gloss", "scale", "angle", "other_delta_e", "other_params")  # less is better
 DECIBELS = ("psnr", "kept")
@@ -28,12 +29,18 @@ UNITS = {
     "delta E": "{:.1f}",
     "dB": "{:.1f}",
 }
+BOUNDS = {
+    SHARE: (0, 1), RATING: (0, 1), "overlap": (0, 1), "cosine": (-1, 1), "correlation": (-1, 1),
+    "distance": (0, math.inf), "delta E": (0, math.inf),
+}  # fmt: skip
 
 
 def summarise(name: str, values: Sequence[float], unit: str = "") -> dict[str, float | int]:
-    """Mean (median for `MEDIANS`) with its 95 % bootstrap interval and the number of pictures.
+    """Mean (median for `MEDIANS`) with its 95 % interval and the number of values.
 
-    A share that is 0 or 1 has no spread to resample; it gets Wilson's interval (1927).
+    The interval is the percentile bootstrap's. Below `FEW` values that is too narrow: then it is Student's, the order
+    statistics' for a median (the range, which holds less, below six values), Wilson's (1927) for rights and wrongs.
+    A share that is 0 or 1 has no spread to resample; it has Wilson's interval however many values there are.
 
     Args:
         unit: of `UNITS`; else that of our score of this name.
@@ -45,7 +52,7 @@ def summarise(name: str, values: Sequence[float], unit: str = "") -> dict[str, f
     if not len(data) or not np.isfinite(data).all():
         raise ValueError(f"the score {name!r} has {len(data)} values, expected at least one and all of them finite")
     mean = float((np.median if name in MEDIANS else np.mean)(data))
-    low, high = _interval(name, tuple(data.tolist()), (unit or unit_of(name)) == SHARE)
+    low, high = _interval(name, tuple(data.tolist()), unit or unit_of(name))
     return {"mean": mean, "low": min(low, mean), "high": max(high, mean), "n": len(data)}
 
 
@@ -77,19 +84,32 @@ def signed(name: str, value: float, unit: str = "") -> str:
     return ("+" if value >= 0 else "−") + text(name, abs(value), unit)
 
 
+def students_interval(values: Sequence[float]) -> tuple[float, float]:
+    """The 95 % interval of the mean by Student's t, of two values or more."""
+    half = stats.t.ppf((1 + CONFIDENCE) / 2, len(values) - 1) * np.std(values, ddof=1) / math.sqrt(len(values))
+    return float(np.mean(values) - half), float(np.mean(values) + half)
+
+
 @cache
-def _interval(name: str, values: tuple[float, ...], share: bool) -> tuple[float, float]:
-    if len(set(values)) == 1:
-        if not share or values[0] not in (0, 1):
-            return values[0], values[0]
+def _interval(name: str, values: tuple[float, ...], unit: str) -> tuple[float, float]:
+    different, few = set(values), len(values) < FEW
+    if unit == SHARE and different <= {0, 1} and (few or len(different) == 1):
         # Resampling n equal values gives n equal values, however small n is.
         wilson = stats.binomtest(int(sum(values)), len(values)).proportion_ci(CONFIDENCE, "wilson")
         return float(wilson.low), float(wilson.high)
-    statistic = np.median if name in MEDIANS else np.mean
-    result = stats.bootstrap(
-        (np.array(values),), statistic, n_resamples=RESAMPLES, confidence_level=CONFIDENCE, method="percentile",
-        rng=np.random.default_rng(0),
-    )  # fmt: skip
-    low, high = (float(v) for v in result.confidence_interval)
+    if len(different) == 1:
+        return values[0], values[0]
+    if few and name not in MEDIANS:
+        low, high = students_interval(values)
+        least, most = BOUNDS.get(unit, (-math.inf, math.inf))
+        return max(low, least), min(high, most)
+    if few:
+        result = stats.quantile_test(values).confidence_interval(CONFIDENCE)
+    else:
+        result = stats.bootstrap(
+            (np.array(values),), np.median if name in MEDIANS else np.mean, n_resamples=RESAMPLES,
+            confidence_level=CONFIDENCE, method="percentile", rng=np.random.default_rng(0),
+        ).confidence_interval  # fmt: skip
+    low, high = (float(v) for v in result)
     # Medians of few values can leave scipy without an interval; the range is the honest one.
     return (low, high) if math.isfinite(low + high) else (min(values), max(values))

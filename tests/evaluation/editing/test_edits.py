@@ -1,6 +1,7 @@
 """The edit bench on tiny parts: exact cases, every editor, resuming, and figures that are known beforehand."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -21,6 +22,7 @@ from escdiff.evaluation.editing.places import PLACES, box_of, draw_places, overl
 from escdiff.evaluation.editing.run import EditBench
 from escdiff.evaluation.editing.tools import Tools
 from escdiff.mini.world.edits import Edit
+from escdiff.mini.world.world import TWO_ALIKE
 from escdiff.pipelines.instruct import make_instruct
 from escdiff.pipelines.placer import Placer
 from escdiff.support.errors import UserError
@@ -86,6 +88,29 @@ def test_judging_knows_right_and_kept(cases, tools, oracle):
     assert [round(record.values["kept"], 2) for record in records] == [1.0, 1.0, 0.33]
     assert records[1].values["psnr_same"] == float("inf") == records[0].values["psnr_target"]
     assert records[1].values["psnr_target"] < 30 and "right_color" in records[0].values and thing
+
+
+def test_an_untouched_picture_is_never_right_and_the_edit_always_is(tools, oracle):
+    """Whichever of two colours is read first, also in patterns that treat both alike."""
+    cases = make_cases(draw_edits(0, 60))
+    judged = Tools(Scripted(tools.models.backbone, oracle))
+
+    def right(readings):
+        judged.models.script = readings
+        return [record.values["right"] for record in judge(judged, cases, [case.before for case in cases])]
+
+    def exchanged(reading):
+        return reading | {"color": reading["color2"], "color2": reading["color"],
+                          "rgb": reading["rgb2"], "rgb2": reading["rgb"]}  # fmt: skip
+
+    alike = [c.edit.kind == "color" and c.expected.material.pattern in TWO_ALIKE for c in cases]
+    before = [scores.truth(replace(case, edit=replace(case.edit, after=case.edit.before)).expected) for case in cases]
+    after = [scores.truth(case.expected) for case in cases]
+    assert any(alike)
+    assert not any(right(before)) and not any(right([exchanged(reading) for reading in before]))
+    assert all(right(after))
+    both_orders = right([exchanged(reading) if same else reading for reading, same in zip(after, alike, strict=True)])
+    assert all(both_orders)
 
 
 def test_every_editor_paints_what_it_can(cases, tools):

@@ -71,8 +71,8 @@ def test_what_is_no_finished_run_is_said(tmp_path):
 
 
 def finished(folder, shift, unit="delta E"):
-    rows = [(of(f"s{i}"), {"lab_distance": 10.0 + i + shift}, 2.0) for i in range(5)]
-    metrics = {"prompts/lab_distance": {"mean": 12.0 + shift, "low": 10.0, "high": 14.0, "n": 5, "unit": unit}}
+    rows = [(of(f"s{i}"), {"lab_distance": 10.0 + i + shift}, 2.0) for i in range(8)]
+    metrics = {"prompts/lab_distance": {"mean": 12.0 + shift, "low": 10.0, "high": 14.0, "n": 8, "unit": unit}}
     return write_run(folder, {"prompts/all": rows}, metrics, {"protocol": "folder"})
 
 
@@ -80,10 +80,10 @@ def test_a_difference_is_written_in_the_unit_of_its_metric(tmp_path):
     """Every subject is worse by exactly 3 delta E: no spread, so the interval is the number itself."""
     folders = [finished(tmp_path / "a", 0.0), finished(tmp_path / "b", 3.0)]
     ((run, key, difference, p),) = compare_runs(folders, tmp_path / "out", "cmd")
-    assert (run, key, difference.n) == ("b", "prompts/lab_distance", 5)
-    assert (difference.mean, difference.low, difference.high) == (3, 3, 3) and p < 0.001
+    assert (run, key, difference.n) == ("b", "prompts/lab_distance", 8)
+    assert (difference.mean, difference.low, difference.high) == (3, 3, 3) and p == 2 / 2**8
     text = (tmp_path / "out" / "runs.md").read_text(encoding="utf-8")
-    assert "| b | prompts/lab_distance | +3.0 | +3.0 – +3.0 | 5 | 0.0002 * |" in text
+    assert "| b | prompts/lab_distance | +3.0 | +3.0 – +3.0 | 8 | 0.0078 * |" in text
     assert "| prompts/lab_distance | 12.0 | 15.0 |" in text and "cmd" in text
     ((*row, kept, again),) = json.loads((tmp_path / "out" / "runs.json").read_text(encoding="utf-8"))
     assert row == ["b", "prompts/lab_distance"] and kept["mean"] == 3 and again == p

@@ -1,3 +1,4 @@
+import itertools
 import json
 
 import numpy as np
@@ -23,16 +24,47 @@ def test_a_true_difference_is_found_and_its_interval_holds_it():
 
 
 def test_no_difference_is_rarely_found():
-    """At 5 %, about one in twenty; the bootstrap of 30 subjects is a little generous."""
+    """At 5 %, about one in twenty."""
     found = [paired(*draw(0.0, seed=seed)).p < 0.05 for seed in range(60)]
     assert np.mean(found) < 0.15
 
 
+def of_subjects(differences):
+    """`paired` of one case per subject."""
+    cases = range(len(differences))
+    return paired(dict.fromkeys(cases, 0.0), dict(enumerate(map(float, differences))), {i: i for i in cases})
+
+
 def test_by_hand():
-    """Two subjects that differ by 1 and 3: the means of all draws are 1, 2, 2 and 3."""
-    found = paired({"a": 0.0, "b": 0.0}, {"a": 1.0, "b": 3.0}, {"a": "a", "b": "b"})
-    assert (found.mean, found.low, found.high, found.n) == (2, 1, 3, 2) and found.p < 0.001
-    assert paired({"a": 0.0}, {"a": 1.0}, {"a": "a"}) is None
+    """Two subjects that differ by 1 and 3: of the flipped means 2, 1, -1 and -2, two are as far from 0 as 2.
+
+    Student's t of one degree of freedom is 12.706 at 97.5 %, the standard error 1.
+    """
+    found = of_subjects([1, 3])
+    assert (found.mean, found.p, found.n) == (2, 0.5, 2)
+    assert (found.low, found.high) == pytest.approx((2 - 12.706, 2 + 12.706), abs=1e-3)
+    assert of_subjects([1]) is None
+
+
+@pytest.mark.parametrize("differences", [[0.01, 0.02], [0.01, 0.02, 0.03], [5, 5], [-1, -1, -1], [0.1] * 3])
+def test_two_or_three_subjects_prove_nothing(differences):
+    assert of_subjects(differences).p >= 0.25
+
+
+@pytest.mark.parametrize("n", [2, 3, 5, 8, 14, 30])
+def test_noise_is_found_in_one_of_twenty_cases_and_its_interval_holds_zero(n):
+    rng = np.random.default_rng(n)
+    found = [of_subjects(rng.normal(size=n)) for _ in range(400 if n < 14 else 100)]
+    assert np.mean([f.p < 0.05 for f in found]) <= 0.07
+    assert np.mean([f.low <= 0 <= f.high for f in found]) >= 0.9
+
+
+def test_the_flips_are_all_where_they_are_few_and_drawn_where_they_are_many():
+    """Against plain lines over all flips, and close to them beyond 13 subjects."""
+    for n, tolerance in ((6, 0), (13, 0), (15, 0.02)):
+        data = np.random.default_rng(n).normal(size=n) + 0.3
+        means = np.abs(np.array(list(itertools.product((1, -1), repeat=n))) @ data)
+        assert of_subjects(data).p == pytest.approx(np.mean(means >= abs(data.sum()) - 1e-9), abs=tolerance)
 
 
 def test_subjects_are_drawn_not_pictures():
@@ -115,11 +147,12 @@ def test_a_subject_counts_once_however_many_pictures_it_has():
     assert paired(ours, {"x": 0.0, "y": 4.0, "z": 8.0}, groups).mean == 5
 
 
-def test_the_least_p_is_that_of_its_resamples():
-    """All subjects differ alike: no resample lies on the other side, and p is 2 / (10,000 + 1)."""
-    ours = dict.fromkeys(range(5), 0.0)
-    assert paired(ours, dict.fromkeys(range(5), 1.0), {i: i for i in range(5)}).p == pytest.approx(2 / 10_001)
-    assert paired(ours, ours, {i: i for i in range(5)}).p == 1
+def test_the_least_p_is_that_of_its_flips():
+    """All subjects differ alike: only all signs as they are and all exchanged are as far from zero."""
+    assert of_subjects([1] * 5).p == 2 / 2**5
+    assert of_subjects([0.1] * 13).p == 2 / 2**13
+    assert of_subjects([1] * 40).p == pytest.approx(1 / 10_001)
+    assert of_subjects([0] * 5).p == 1
 
 
 @pytest.mark.parametrize("seed", range(3))

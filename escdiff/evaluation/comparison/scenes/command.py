@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from escdiff.evaluation.choices import choose
-from escdiff.evaluation.protocols.commands import make_folder
+from escdiff.support.files import make_folder
 
 
 def scenes(

@@ -15,7 +15,7 @@ from escdiff.support.picture_grid import picture_grid
 
 SHOWN = 6  # pictures of a task
 NOTE = (
-    "Shares in percent with 95 % bootstrap intervals over cases, means over a case's pictures first; docs/bench.md "
+    "Shares in percent with 95 % intervals over cases, means over a case's pictures first; docs/bench.md "
     f"says what each score is. Those of `{OWN}` are the judge's own, shown the truth. Seconds are for one concept."
 )
 UNJUDGED = "There is no judge of scenes here, so these pictures have no scores: give --scene-oracle."
