@@ -20,7 +20,7 @@ from escdiff.evaluation.report.writing import write
 from escdiff.mini.world.edits import Edit
 from escdiff.support.progress import sample_progress
 
-FORMAT = 1  # raise when the same settings would give other figures
+FORMAT = 2  # raise when the same settings would give other figures
 Table = dict[str, dict[str, dict[str, float]]]
 
 
