@@ -43,7 +43,7 @@ def compose_overrides(door: str, overrides: Sequence[str], values: Mapping[str, 
     kind = DOORS[door]
     try:
         check_overrides(kind, overrides)
-        raw = _hydra(door, overrides)
+        raw = _hydra(door, [*_backbone_of(overrides), *overrides])
         for name, value in (values or {}).items():
             OmegaConf.update(raw, name, _literal(value))
         config = OmegaConf.to_object(raw)
@@ -91,6 +91,13 @@ def register(overrides: Sequence[str] = ()) -> None:
             store.store(group=group, name=f"{name}_keys", node=kind)
     for name, preset in method_presets(overrides):
         store.store(group="method", name=name, node=preset, package="_global_")
+
+
+def _backbone_of(overrides: Sequence[str]) -> list[str]:
+    """The backbone in whose folder the experiment lies, where none is given: its recipe is for no other."""
+    given = dict(override.split("=", 1) for override in overrides if "=" in override)
+    name = given.get("experiment", "").split("/")[0]
+    return [f"backbone={name}"] if name in options("backbone").split(", ") and "backbone" not in given else []
 
 
 def _hydra(door: str, overrides: Sequence[str]):

@@ -38,10 +38,9 @@ def test_every_experiment_composes_and_opens_with_its_command(name):
 def test_an_experiment_of_a_backbone_takes_it_by_itself(name):
     backbone = name.split("/")[0]
     own, expected = compose("train", [f"experiment={name}"]), compose("train", [f"backbone={backbone}"])
+    assert own.backbone.name == expected.backbone.name
     if name == f"{backbone}/encoder":  # which backbone={backbone} takes
-        assert compose("train", [f"backbone={backbone}", f"experiment={name}"]) == expected
-    else:
-        assert own.backbone.name == expected.backbone.name
+        assert own == expected == compose("train", [f"backbone={backbone}", f"experiment={name}"])
 
 
 @pytest.mark.parametrize("name", [name for name in EXPERIMENTS if name.startswith("ablation/")])
