@@ -6,9 +6,11 @@ too much of that stops the run.
 """
 
 import json
+import shutil
 import threading
 import time
 from collections.abc import Callable, Container, Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from itertools import islice
@@ -328,6 +330,16 @@ def open_index(out: Path, options: dict[str, Any], planned: int, dry: bool = Fal
         except OSError as error:
             raise UserError(f"cannot write to {out}: {error.strerror}; give a folder you may write to") from error
     return index
+
+
+def clear_work(folder: Path, pattern: str) -> None:
+    """Remove what a finished stage kept beside the shards of `folder`; what others keep there stays."""
+    work = folder / WORK
+    clear_killed(work)
+    for path in work.glob(pattern):
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    with suppress(OSError):  # it is not there, or not empty
+        work.rmdir()
 
 
 def clear_killed(folder: Path, but: Container[str] = ()) -> None:

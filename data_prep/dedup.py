@@ -7,7 +7,6 @@ a group stay, and the json of each has the key of its first as `group`.
 """
 
 import hashlib
-import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -27,6 +26,7 @@ from data_prep.dataset import (
     Job,
     Reject,
     Run,
+    clear_work,
     dataset_jobs,
     each_sample,
     make_dataset,
@@ -45,7 +45,7 @@ from escdiff.data.pictures import expand
 from escdiff.data.pretrained import check_dtype
 from escdiff.data.shards import decode_entry, encode_json
 from escdiff.support.errors import UserError
-from escdiff.support.files import write_atomic
+from escdiff.support.files import make_folder, write_atomic
 from escdiff.support.optional import need
 
 BATCH = 32  # pictures per CLIP pass
@@ -128,7 +128,8 @@ def dedup(folder: Path, out: Path, stage: Dedup, run: Run, against: Path | None 
     if not finished:
         files = [_hash_file(out, stage, job) for job in (*test_jobs, *jobs)]
         if not run.dry:
-            files[0].parent.mkdir(parents=True, exist_ok=True)
+            make_folder(out)
+            files[0].parent.mkdir(exist_ok=True)
         work = partial(hash_shard, out, stage, run.seconds, run.alone)
         map_jobs("hashing", work, (*test_jobs, *jobs), lambda job: _whole(_hash_file(out, stage, job)), run)
         if run.dry:
@@ -137,7 +138,7 @@ def dedup(folder: Path, out: Path, stage: Dedup, run: Run, against: Path | None 
     jobs = [replace(job, source=(job.source, verdict)) for job, verdict in zip(jobs, verdicts, strict=True)]
     result = make_dataset(stage, out, jobs, run, made_from)
     if not run.dry:
-        shutil.rmtree(out / WORK, ignore_errors=True)
+        clear_work(out, "*.safetensors")
         if groups := len({group for verdict in verdicts for group in verdict.groups.values()}):
             typer.echo(f"dedup: {groups} groups of the same shape in other colours are kept")
     return result

@@ -4,7 +4,6 @@ import base64
 import io
 import json
 import math
-import shutil
 from collections import Counter
 from functools import partial
 from pathlib import Path
@@ -15,7 +14,7 @@ import typer
 from PIL import Image, ImageOps
 from skimage.color import rgb2hsv
 
-from data_prep.dataset import QUARANTINE, WORK, Job, Run, clear_killed, dataset_jobs, map_jobs, read_input
+from data_prep.dataset import QUARANTINE, WORK, Job, Run, clear_killed, clear_work, dataset_jobs, map_jobs, read_input
 from data_prep.guard import Guard
 from data_prep.page import write_page
 from escdiff.data import schema
@@ -55,10 +54,7 @@ def inspect(folder: Path, run: Run) -> dict[str, Any] | None:
     summary = {**_facts(folder, index), **{k: v for k, v in merged.items() if k != "thumbs"}}
     write_atomic(folder / DATA, json.dumps(summary, indent=1, sort_keys=True).encode())
     write_page(folder / PAGE, folder.name, summary, merged["thumbs"][:: max(len(merged["thumbs"]) // THUMBS, 1)])
-    for done in (folder / WORK).glob(f"{FOLDER}-*"):  # also of data that were other ones
-        shutil.rmtree(done)
-    if not any((folder / WORK).iterdir()):
-        (folder / WORK).rmdir()
+    clear_work(folder, f"{FOLDER}-*")  # also of data that were other ones
     samples, broken = summary["samples"], len(summary["broken"])
     typer.echo(f"inspect: {samples} samples, {broken} of them broken: {folder / PAGE}")
     return summary

@@ -19,6 +19,7 @@ from data_prep.dataset import LEFT_OUT, Reject, Run
 from data_prep.sources import Plan, Tar, shards_plan
 from escdiff.data.pictures import expand
 from escdiff.support.errors import UserError
+from escdiff.support.files import make_folder
 from escdiff.support.optional import need
 
 FOLDER = ".fetched"  # in the new dataset's folder
@@ -39,7 +40,8 @@ def fetched_plan(source: Path, out: Path, shard_size: int, program: str, run: Ru
     if run.dry:
         typer.echo(f"ingest: fetch with {shlex.join(command)}")
         return None
-    (out / FOLDER).mkdir(parents=True, exist_ok=True)
+    make_folder(out)
+    (out / FOLDER).mkdir(exist_ok=True)
     done = out / FOLDER / "done.json"
     if _stamp(done) != [str(source), source.stat().st_size, shard_size]:
         quiet = {**os.environ, "NO_ALBUMENTATIONS_UPDATE": "1"}  # else it asks the network for news of itself

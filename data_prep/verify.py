@@ -11,7 +11,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from data_prep.dataset import WORK, Job, Run, map_jobs
+from data_prep.dataset import WORK, Job, Run, clear_work, map_jobs
 from data_prep.guard import Guard
 from escdiff.data import schema
 from escdiff.data.index import Index, Shard, sha256
@@ -61,9 +61,7 @@ def verify(folder: Path, run: Run, decoded: bool = True) -> Report | None:
     reports = [json.loads(_file(folder, job.name).read_text(encoding="utf-8")) for job in jobs]
     problems = {job.name + ".tar": f["problems"] for job, f in zip(jobs, reports, strict=True) if f["problems"]}
     _whole(folder, index, reports, problems)
-    shutil.rmtree(work)
-    if not any((folder / WORK).iterdir()):
-        (folder / WORK).rmdir()
+    clear_work(folder, FOLDER)
     return Report(sum(f["samples"] for f in reports), len(jobs), problems)
 
 

@@ -27,6 +27,18 @@ def test_of_near_duplicates_the_first_stays(photos, tmp_path, here, samples_of, 
     assert not (tmp_path / "out" / ".work").exists()
 
 
+def test_what_a_stopped_check_has_kept_stays(photos, tmp_path, here):
+    (tmp_path / "out" / ".work" / "verify").mkdir(parents=True)
+    dedup(photos, tmp_path / "out", Dedup(), here)
+    assert [path.name for path in (tmp_path / "out" / ".work").iterdir()] == ["verify"]
+
+
+def test_a_file_in_the_place_of_the_folder_is_told(photos, tmp_path, here):
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match="cannot be made a folder"):
+        dedup(photos, tmp_path / "file", Dedup(), here)
+
+
 def test_what_is_kept_is_the_same_bytes_in_the_same_shards(photos, tmp_path, here):
     (tmp_path / "in").mkdir()
     for i in range(6):

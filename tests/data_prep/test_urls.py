@@ -32,6 +32,9 @@ def test_what_is_missing_is_said(tmp_path):
         fetch_command(tmp_path / "a.csv", tmp_path, 7, "no-such-program", ONE)
     with pytest.raises(UserError, match="no list of addresses"):
         fetch_command(tmp_path / "absent.csv", tmp_path, 7, "sh", ONE)
+    (tmp_path / "a.txt").write_text("http://localhost/x.png\n", encoding="utf-8")
+    with pytest.raises(UserError, match="cannot be made a folder"):
+        fetched_plan(tmp_path / "a.txt", tmp_path / "a.csv", 4, "sh", ONE)
 
 
 @pytest.mark.slow

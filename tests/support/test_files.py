@@ -9,7 +9,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from escdiff.support.files import keep_umask, replacing, save_tensors, write_atomic, write_json
+from escdiff.support.errors import UserError
+from escdiff.support.files import keep_umask, make_folder, replacing, save_tensors, write_atomic, write_json
 
 ROOT = Path(__file__).parents[2]
 
@@ -24,6 +25,17 @@ def mode(request):
 
 def mode_of(path):
     return stat.S_IMODE(path.stat().st_mode)
+
+
+def test_a_folder_that_cannot_be_written_to_is_told(tmp_path, monkeypatch):
+    make_folder(tmp_path / "a" / "b")
+    make_folder(tmp_path / "a")
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match="--store is .*file, which cannot be made a folder"):
+        make_folder(tmp_path / "file", "--store")
+    monkeypatch.setattr(os, "access", lambda *_: False)
+    with pytest.raises(UserError, match="--out is .*a, which you may not write to"):
+        make_folder(tmp_path / "a")
 
 
 def test_files_have_the_mode_of_the_umask(mode, tmp_path):

@@ -56,9 +56,12 @@ def paired(ours: Mapping[Hashable, float], theirs: Mapping[Hashable, float], gro
 def _flipped(data: np.ndarray, rng: np.random.Generator) -> float:
     """The two-sided p of `paired` for the subjects' differences (n,)."""
     n, exact = len(data), len(data) <= ALL_FLIPS
-    flips = np.arange(2**n)[:, None] >> np.arange(n) & 1 if exact else rng.integers(2, size=(RESAMPLES, n))
+    if exact:
+        flips = np.arange(2**n)[:, None] >> np.arange(n) & 1
+    else:
+        flips = rng.integers(2, size=(RESAMPLES, n), dtype=np.int8)
     # Flips that give the observed mean again, or its negative, differ from it by rounding.
-    as_far = np.abs((2 * flips - 1) @ data) >= abs(data.sum()) - 1e-9 * np.abs(data).sum()
+    as_far = np.abs(2 * (flips @ data) - data.sum()) >= abs(data.sum()) - 1e-9 * np.abs(data).sum()
     return float(as_far.mean() if exact else (as_far.sum() + 1) / (RESAMPLES + 1))
 
 
