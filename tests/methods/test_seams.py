@@ -106,8 +106,8 @@ def test_copies_share_noise_and_timesteps(backbone, references, monkeypatch):
     method.copies = 2
     data = ReferenceData(method, References.read(references / "a.png", 128), 4, 0, flip=False)
     module = MethodModule(method, 1e-3, 10)
-    sample = module.latents
-    monkeypatch.setattr(module, "latents", lambda batch: 0 * sample(batch))  # so that nothing but noise is seen
+    sample = backbone.sample_latents
+    monkeypatch.setattr(backbone, "sample_latents", lambda moments: 0 * sample(moments))  # nothing but noise is seen
     module.on_fit_start()
     _, _, _, batch = module.denoise(data.batch(0), 0.0)
     module.on_fit_end()
