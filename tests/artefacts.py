@@ -21,7 +21,7 @@ from PIL import Image
 from transformers import CLIPVisionConfig, CLIPVisionModel
 
 from escdiff import ConceptEncoder, ESCDiffPipeline
-from escdiff.backbone.adapters import ADAPTER, ImageAttention, LowRank, applied
+from escdiff.backbone.adapters.attached import ADAPTER, ImageAttention, LowRank, applied
 from escdiff.backbone.branches import add_branches, branch_parameters
 from escdiff.concept import ATTRIBUTES, Concept
 from escdiff.data.index import Index

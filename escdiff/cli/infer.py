@@ -69,7 +69,7 @@ def run(config: InferConfig) -> Path:
     Raises:
         UserError: anything that the user can mend.
     """
-    from escdiff.backbone.adapters import applied
+    from escdiff.backbone.adapters.attached import applied
     from escdiff.cli.files import load_concepts, pictures_of, uses_files
     from escdiff.cli.named import encode_named, join_named, named_prompt
     from escdiff.cli.overview import COLUMNS, requests

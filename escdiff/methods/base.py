@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from escdiff.backbone import mini_folder
-from escdiff.backbone.adapters import ADAPTER
+from escdiff.backbone.adapters.attached import ADAPTER
 from escdiff.backbone.family.stored import phrases
 from escdiff.backbone.frozen import Frozen
 from escdiff.backbone.weights import Weights

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
 from escdiff.backbone import Backbone
-from escdiff.backbone.adapters import ATTENTION, LowRank
+from escdiff.backbone.adapters.attached import ATTENTION, LowRank
 from escdiff.concept import placeholder
 from escdiff.conditioning import ConditioningSpace
 from escdiff.conditioning.attention import layers_at

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from escdiff.backbone import Backbone
-from escdiff.backbone.adapters import CROSS_KV, LowRank
+from escdiff.backbone.adapters.attached import CROSS_KV, LowRank
 from escdiff.conditioning import ConditioningSpace
 from escdiff.methods.base import Method
 

@@ -9,7 +9,7 @@ pictures; the text encoder stays frozen.
 from torch import Tensor
 
 from escdiff.backbone import Backbone
-from escdiff.backbone.adapters import ATTENTION, LowRank
+from escdiff.backbone.adapters.attached import ATTENTION, LowRank
 from escdiff.conditioning import ConditioningSpace
 from escdiff.methods.base import Method
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from escdiff.backbone import Backbone
-from escdiff.backbone.adapters import ATTENTION, LowRank
+from escdiff.backbone.adapters.attached import ATTENTION, LowRank
 from escdiff.conditioning import ConditioningSpace
 from escdiff.encoder.vision import load_vision
 from escdiff.methods import losses

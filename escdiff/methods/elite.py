@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from escdiff.backbone import Backbone
-from escdiff.backbone.adapters import CROSS_KV, SCALE, ImageAttention, LowRank
+from escdiff.backbone.adapters.attached import CROSS_KV, SCALE, ImageAttention, LowRank
 from escdiff.concept import IMAGE_TOKENS
 from escdiff.conditioning import ConditioningSpace
 from escdiff.encoder.vision import load_vision

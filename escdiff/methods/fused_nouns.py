@@ -11,8 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from escdiff.backbone import Backbone
-from escdiff.backbone.adapters import CROSS_KV, LowRank
-from escdiff.backbone.fused import Fused, fuse_of
+from escdiff.backbone.adapters.attached import CROSS_KV, LowRank
+from escdiff.backbone.adapters.fused import Fused, fuse_of
 from escdiff.concept import WHOLE, Concept, placeholder
 from escdiff.conditioning import ConditioningSpace
 from escdiff.conditioning.attention import layers_at

@@ -1,8 +1,8 @@
 """InstantBooth (Shi et al. 2023, arXiv 2304.03411), after the abstract: a word, and gated attention to patches.
 
 There is no official code. A concept encoder makes one word of a picture; gated self-attention in every transformer
-block looks at the picture's patches (`escdiff.backbone.gated`), frozen weights besides. When sampling, the gate's share
-`beta` is lowered ("balanced sampling") and the word brought to the norm of words. Theirs: one encoder per class, 10k
+block looks at the picture's patches (`escdiff.backbone.adapters.gated`), frozen weights besides. When sampling, the
+gate's share `beta` is lowered ("balanced sampling") and the word brought to the norm of words. Theirs: one encoder per class, 10k
 pictures of persons or cats. Ours: the pooled patches of a frozen tower through a layer, all families of Still Life at
 once, and our own number for `beta`; reference and target are one picture, augmented, as theirs are.
 """
@@ -12,8 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from escdiff.backbone import Backbone
-from escdiff.backbone.adapters import SCALE
-from escdiff.backbone.gated import Gated, patches_argument
+from escdiff.backbone.adapters.attached import SCALE
+from escdiff.backbone.adapters.gated import Gated, patches_argument
 from escdiff.concept import IMAGE_TOKENS
 from escdiff.conditioning import ConditioningSpace
 from escdiff.encoder.vision import load_vision

@@ -10,7 +10,7 @@ from torch import Tensor
 from transformers import CLIPImageProcessor, CLIPVisionModelWithProjection
 
 from escdiff.backbone import Backbone
-from escdiff.backbone.adapters import SCALE, ImageAttention
+from escdiff.backbone.adapters.attached import SCALE, ImageAttention
 from escdiff.concept import IMAGE_TOKENS
 from escdiff.conditioning import ConditioningSpace
 from escdiff.data.pictures import to_pil

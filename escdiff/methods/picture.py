@@ -11,8 +11,8 @@ from contextvars import ContextVar
 import torch
 from torch import Tensor, nn
 
-from escdiff.backbone.adapters import image_layers
-from escdiff.backbone.gated import is_gated, patches_argument
+from escdiff.backbone.adapters.attached import image_layers
+from escdiff.backbone.adapters.gated import is_gated, patches_argument
 from escdiff.conditioning.header import BLANK, SHOWN, header_rows, read_picture
 
 _takes_picture: ContextVar[Tensor | None] = ContextVar("escdiff_takes_picture", default=None)

@@ -10,7 +10,7 @@ from diffusers import DiffusionPipeline
 from diffusers.utils.torch_utils import unwrap_module
 from torch import Tensor, nn
 
-from escdiff.backbone.adapters import Attached, distinct, image_scale
+from escdiff.backbone.adapters.attached import Attached, distinct, image_scale
 from escdiff.backbone.branches import is_routed
 from escdiff.concept import IMAGE_TOKENS, Concept
 from escdiff.conditioning import ConditioningSpace, bind

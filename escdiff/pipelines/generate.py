@@ -11,9 +11,9 @@ from PIL import Image
 from torch import Tensor
 
 from escdiff.backbone import Backbone
+from escdiff.backbone.adapters.gated import is_gated, patches_argument
 from escdiff.backbone.branches import check_branches
 from escdiff.backbone.frozen import Frozen
-from escdiff.backbone.gated import is_gated, patches_argument
 from escdiff.concept import IMAGE_TOKENS, Concept
 from escdiff.conditioning import ConditioningSpace
 from escdiff.conditioning.fuse import Fusion

@@ -15,7 +15,7 @@ from diffusers.utils import scale_lora_layers, unscale_lora_layers
 from diffusers.utils.torch_utils import unwrap_module
 from torch import Tensor
 
-from escdiff.backbone.fused import fuse_of
+from escdiff.backbone.adapters.fused import fuse_of
 from escdiff.concept import mask_slots
 from escdiff.conditioning import ConditioningSpace, PromptEncoder
 from escdiff.conditioning.fuse import fuse_grid

@@ -6,7 +6,7 @@ from pathlib import Path
 from PIL import Image
 
 from escdiff.backbone import Backbone
-from escdiff.backbone.adapters import applied
+from escdiff.backbone.adapters.attached import applied
 from escdiff.concept import Concept
 from escdiff.encoder.checkpoint import CARD
 from escdiff.pipelines.generate import generate

@@ -5,7 +5,7 @@ import shutil
 import tempfile
 from pathlib import Path
 
-from escdiff.backbone.adapters import ADAPTER
+from escdiff.backbone.adapters.attached import ADAPTER
 from escdiff.concept import Concept
 from escdiff.encoder.checkpoint import CARD, HERE, read_config
 from escdiff.encoder.hub import REPOSITORY, SUFFIX, model_card

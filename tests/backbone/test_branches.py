@@ -13,8 +13,15 @@ from safetensors.torch import load_file
 
 import escdiff
 from escdiff import ConceptEncoder, ESCDiffPipeline
-from escdiff.backbone.adapters import Attached, LowRank
-from escdiff.backbone.branches import Branches, add_branches, branch_parameters, hash_of, remove_branches, set_branches
+from escdiff.backbone.adapters.attached import Attached, LowRank
+from escdiff.backbone.branches import (
+    Branches,
+    add_branches,
+    branch_parameters,
+    hash_of,
+    remove_branches,
+    set_branches,
+)
 from escdiff.cli import infer
 from escdiff.concept import ATTRIBUTES, Concept
 from escdiff.pipelines.generate import generate

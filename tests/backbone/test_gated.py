@@ -6,7 +6,7 @@ import pytest
 import torch
 from diffusers import UNet2DConditionModel
 
-from escdiff.backbone.gated import (
+from escdiff.backbone.adapters.gated import (
     GATES,
     Gated,
     is_gated,

@@ -9,7 +9,7 @@ from PIL import Image
 from transformers import CLIPVisionConfig, CLIPVisionModel
 
 from escdiff.backbone import load_backbone
-from escdiff.backbone.wide_input import widened
+from escdiff.backbone.adapters.wide_input import widened
 from escdiff.cli import infer
 from escdiff.encoder import load_vision
 from escdiff.pipelines.instruct import make_instruct

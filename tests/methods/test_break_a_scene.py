@@ -7,7 +7,7 @@ from PIL import Image
 from safetensors.torch import load_file
 from torch.nn.functional import interpolate
 
-from escdiff.backbone.adapters import applied
+from escdiff.backbone.adapters.attached import applied
 from escdiff.concept import Concept
 from escdiff.methods.break_a_scene import BreakAScene, attention_loss
 from escdiff.methods.ti import TI

@@ -6,8 +6,8 @@ import torch
 import torch.nn.functional as F
 
 import escdiff
-from escdiff.backbone.adapters import applied
-from escdiff.backbone.fused import fuse_of
+from escdiff.backbone.adapters.attached import applied
+from escdiff.backbone.adapters.fused import fuse_of
 from escdiff.concept import Concept
 from escdiff.conditioning.fuse import fuse_at
 from escdiff.control.objectives import localise

@@ -6,8 +6,8 @@ import torch
 from method_step import step_of
 
 import escdiff
-from escdiff.backbone.adapters import applied
-from escdiff.backbone.gated import is_gated
+from escdiff.backbone.adapters.attached import applied
+from escdiff.backbone.adapters.gated import is_gated
 from escdiff.concept import Concept
 from escdiff.methods.instantbooth import InstantBooth, augmented
 from escdiff.pipelines.generate import generate

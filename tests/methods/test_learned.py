@@ -8,7 +8,7 @@ from method_step import step_of
 from transformers import CLIPImageProcessor, CLIPVisionModelWithProjection
 
 import escdiff
-from escdiff.backbone.adapters import applied
+from escdiff.backbone.adapters.attached import applied
 from escdiff.concept import Concept
 from escdiff.data.pictures import to_pil
 from escdiff.methods.e4t import E4T

@@ -8,10 +8,10 @@ from method_step import step_of
 from peft import LoraConfig
 from safetensors.torch import load_file, save_file
 
-from escdiff.backbone.adapters import CROSS_KV, IMAGE, Attached, ImageAttention, LowRank, applied
+from escdiff.backbone.adapters.attached import CROSS_KV, IMAGE, Attached, ImageAttention, LowRank, applied
+from escdiff.backbone.adapters.fused import Fused
+from escdiff.backbone.adapters.gated import Gated
 from escdiff.backbone.branches import delete_adapters
-from escdiff.backbone.fused import Fused
-from escdiff.backbone.gated import Gated
 from escdiff.backbone.lora import without_adapters
 from escdiff.concept import Concept
 from escdiff.conditioning.acting import current_masks

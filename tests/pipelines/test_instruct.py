@@ -9,7 +9,7 @@ import torch
 from diffusers import StableDiffusionInstructPix2PixPipeline
 from PIL import Image
 
-from escdiff.backbone.wide_input import widened
+from escdiff.backbone.adapters.wide_input import widened
 from escdiff.pipelines.generate import generate
 from escdiff.pipelines.instruct import instruct, load_instruct, make_instruct
 from escdiff.support.errors import UserError

@@ -16,7 +16,7 @@ from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from escdiff.backbone.adapters import LORA, LowRank, lora_layers
+from escdiff.backbone.adapters.attached import LORA, LowRank, lora_layers
 from escdiff.concept import Concept
 from escdiff.encoder import hub
 from escdiff.sharing import __main__ as door

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from escdiff.backbone.adapters import ADAPTER
+from escdiff.backbone.adapters.attached import ADAPTER
 from escdiff.concept import Concept
 from escdiff.data.pictures import open_image
 from escdiff.encoder import ConceptEncoder

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from escdiff import __version__
-from escdiff.backbone.adapters import applied
+from escdiff.backbone.adapters.attached import applied
 from escdiff.concept import Concept
 from escdiff.data.shard_store import ShardStore
 from escdiff.evaluation.bench import scores

@@ -10,7 +10,7 @@ from diffusers import DDIMScheduler
 from PIL import Image
 
 from escdiff.backbone import Backbone, mini_folder
-from escdiff.backbone.adapters import applied
+from escdiff.backbone.adapters.attached import applied
 from escdiff.backbone.presets import load_preset
 from escdiff.concept import Concept
 from escdiff.concept.mixing import split

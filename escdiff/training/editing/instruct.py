@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from escdiff.backbone import Backbone
-from escdiff.backbone.wide_input import widened
+from escdiff.backbone.adapters.wide_input import widened
 from escdiff.training.loop.optim.schedule import with_schedule
 from escdiff.training.loop.timesteps import draw_timesteps
 

@@ -11,7 +11,7 @@ from transformers import CLIPVisionConfig, CLIPVisionModel
 from typer.testing import CliRunner
 
 from escdiff.backbone import load_backbone
-from escdiff.backbone.wide_input import widened
+from escdiff.backbone.adapters.wide_input import widened
 from escdiff.encoder import ConceptEncoder, EncoderConfig, load_vision
 from escdiff.evaluation import __main__ as door
 from escdiff.evaluation.bench import scores

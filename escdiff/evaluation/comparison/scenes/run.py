@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from escdiff import __version__
-from escdiff.backbone.adapters import applied
+from escdiff.backbone.adapters.attached import applied
 from escdiff.concept import Concept
 from escdiff.evaluation.bench.models import Models
 from escdiff.evaluation.bench.pictures import draw

@@ -2,7 +2,7 @@
 
 Two kinds, both diffusers' own: low-rank adapters (PEFT; Hu et al. 2021, arXiv 2106.09685) and decoupled
 cross-attention with image tokens (IP-Adapter, arXiv 2308.06721). Community tools read either. Two more have files of
-their own: gated attention (`escdiff.backbone.gated`) and fused words (`escdiff.backbone.fused`).
+their own: gated attention (`escdiff.backbone.adapters.gated`) and fused words (`escdiff.backbone.adapters.fused`).
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -17,9 +17,9 @@ from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
 from escdiff.backbone import Backbone
+from escdiff.backbone.adapters.fused import FUSE, put_fuse, take_fuse
+from escdiff.backbone.adapters.gated import GATES, put_gates, take_gates
 from escdiff.backbone.branches import delete_adapters, training_kept
-from escdiff.backbone.fused import FUSE, put_fuse, take_fuse
-from escdiff.backbone.gated import GATES, put_gates, take_gates
 from escdiff.backbone.lora import lora_state, put_lora, read_lora, save_lora
 from escdiff.backbone.weights import Weights
 from escdiff.concept import Concept
