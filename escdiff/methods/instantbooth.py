@@ -2,9 +2,9 @@
 
 There is no official code. A concept encoder makes one word of a picture; gated self-attention in every transformer
 block looks at the picture's patches (`escdiff.backbone.adapters.gated`), frozen weights besides. When sampling, the
-gate's share `beta` is lowered ("balanced sampling") and the word brought to the norm of words. Theirs: one encoder per class, 10k
-pictures of persons or cats. Ours: the pooled patches of a frozen tower through a layer, all families of Still Life at
-once, and our own number for `beta`; reference and target are one picture, augmented, as theirs are.
+gate's share `beta` is lowered ("balanced sampling") and the word brought to the norm of words. Theirs: one encoder
+per class, 10k pictures of persons or cats. Ours: the pooled patches of a frozen tower through a layer, all families
+of Still Life at once, and our own number for `beta`; reference and target are one picture, augmented, as theirs are.
 """
 
 import torch
