@@ -54,6 +54,7 @@ def test_a_control_without_a_reference_paints_in_batches(tiny_folder, tmp_path):
     assert pixels(boxed).shape == pixels(excited).shape == (128, 128, 3)
 
 
+@pytest.mark.slow
 def test_a_control_paints_the_sides_that_were_asked_for(tiny_folder, tmp_path):
     given = ["prompt=a red mug and a blue chair", "num_images=1"]
     wide = ["height=64", "width=128"]
