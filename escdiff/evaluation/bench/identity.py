@@ -110,9 +110,8 @@ def identify(
     scores: list[dict[str, float]] = [{} for _ in requests]
     for name in names:
         vectors = torch.cat([part[name.removeprefix("leak_")] for part in read])
-        instances = {i: LOOKED_FOR[name](request) for i, request in enumerate(requests)}
-        instances = {i: instance for i, instance in instances.items() if not nameless or is_nameless(instance)}
-        instances = {i: instance for i, instance in instances.items() if tellable(instance)}
+        looked_for = enumerate(LOOKED_FOR[name](request) for request in requests)
+        instances = {i: one for i, one in looked_for if tellable(one) and (is_nameless(one) or not nameless)}
         for i, portraits in zip(instances, gallery.portraits(list(instances.values())), strict=True):
             scores[i][name] = float(recognised(vectors[i], portraits))
     return scores

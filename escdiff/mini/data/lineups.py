@@ -15,13 +15,12 @@ import torch
 from torch import Tensor
 
 from escdiff.mini.data.chunks import Chunked, build_chunks
-from escdiff.mini.oracle import CLASSES
+from escdiff.mini.oracle import CLASSES, EMBEDDINGS
 from escdiff.mini.world import world
 from escdiff.mini.world.colors import SHADELESS
 from escdiff.mini.world.world import TEXTURED, THING, Factors, Material, Shape
 
 KINDS = ("shape", "material")
-IDENTITIES = ("shape_id", "material_id")
 INSTANCES, VIEWS = 4, 4
 PICTURES = INSTANCES * VIEWS
 TOGETHER = 0.3  # share of batches that hold whole line-ups
@@ -162,7 +161,7 @@ class LineUps(Chunked):
         if rng.random() < TOGETHER:
             return super().__getitems__(visits)
         pixels, labels = self.pictures(rng.integers(len(self) * PICTURES, size=len(visits) * PICTURES))
-        return pixels, {name: values for name, values in labels.items() if name not in IDENTITIES}
+        return pixels, {name: values for name, values in labels.items() if name not in EMBEDDINGS}
 
 
 def labels_of(factors: list[Factors]) -> dict[str, Tensor]:

@@ -92,7 +92,7 @@ def independence(step: Step) -> Tensor | None:
 
 def instances(step: Step) -> Tensor | None:
     """Contrast of each head's features: two pictures of one instance against those of all others in the batch."""
-    if "target_shape" not in step.features:
+    if "target_shape" not in step.features or not step.objective.instances:
         return None
     total = 0.0
     for attribute in ATTRIBUTES:
