@@ -40,7 +40,8 @@ EMBEDDINGS = {"shape_id": 128, "material_id": 128}  # near for two views of one 
 READERS = (
     ("family", "params", "background"),
     ("pattern", "scale", "angle"),
-    ("color", "color2", "rgb", "rgb2", "finish", "gloss"),
+    COLORED,
+    ("finish", "gloss"),
 )
 SEEN = {"shape_id": (0,), "material_id": (1, 2)}  # by an embedding: numbers of networks
 
@@ -166,23 +167,17 @@ class Oracle(Judge):
 
     def forward(self, pixels: Tensor) -> dict[str, Tensor]:
         """pixels (B, 3, 128, 128) in [-1, 1] -> logits (B, classes), values (B, n), unit vectors (B, width)."""
-        out, features = self.read_factors(pixels)
-        return out | self.tell_apart(features)
-
-    def read_factors(self, pixels: Tensor) -> tuple[dict[str, Tensor], list[Tensor]]:
-        """What the heads read of pixels (B, 3, 128, 128), and each network's features (B, width)."""
         heads, features = zip(*(reader(pixels) for reader in self.readers), strict=True)
-        return {name: value for values in heads for name, value in values.items()}, list(features)
-
-    def tell_apart(self, features: Sequence[Tensor]) -> dict[str, Tensor]:
-        """The embeddings, (B, width) of length 1, of what the networks saw."""
-        seen = {name: torch.cat([features[n] for n in self.config.seen[name]], -1) for name in self.identities}
-        return {name: nn.functional.normalize(self.identities[name](value), dim=-1) for name, value in seen.items()}
+        out = {name: value for values in heads for name, value in values.items()}
+        for name, embedding in self.identities.items():
+            seen = torch.cat([features[n] for n in self.config.seen[name]], -1)
+            out[name] = nn.functional.normalize(embedding(seen), dim=-1)
+        return out
 
 
 def _embedding(seen: int, size: int) -> nn.Sequential:
-    hidden = nn.BatchNorm1d(seen), nn.Linear(seen, 2 * seen), nn.ReLU(inplace=True)
-    return nn.Sequential(*hidden, nn.Linear(2 * seen, size))
+    """One layer: two learned the line-ups by heart (docs/log.md)."""
+    return nn.Sequential(nn.BatchNorm1d(seen, affine=False), nn.Linear(seen, size))
 
 
 def _of_before(oracle: Oracle, state: dict[str, Tensor], prefix: str, *_) -> None:

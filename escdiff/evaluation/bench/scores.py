@@ -8,11 +8,11 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from skimage.color import deltaE_ciede2000, rgb2lab
 from torch import Tensor
 
 from escdiff.mini.data.lineups import BOUNDS, shows, unit
 from escdiff.mini.oracle import CLASSES, Oracle
+from escdiff.mini.world.colors import color_difference
 from escdiff.mini.world.world import TWO_ALIKE, Factors
 
 
@@ -77,12 +77,6 @@ def judge(names: Sequence[str], reading: dict, factors: Factors) -> dict[str, fl
     """Those of the named scores that can be judged."""
     scores = {name: score(name, reading, factors) for name in names}
     return {name: value for name, value in scores.items() if value is not None}
-
-
-def color_difference(first: Sequence[float], second: Sequence[float]) -> float:
-    """CIEDE2000 between two sRGB colours in 0..1 (Sharma et al. 2005)."""
-    lab = [rgb2lab(np.asarray(color, float)[None, None])[0, 0] for color in (first, second)]
-    return float(deltaE_ciede2000(*lab))
 
 
 def psnr(pixels: Tensor, target: Tensor) -> list[float]:

@@ -17,23 +17,21 @@ from torch import Tensor
 from escdiff.mini.data.chunks import Chunked, build_chunks
 from escdiff.mini.oracle import CLASSES, EMBEDDINGS
 from escdiff.mini.world import world
-from escdiff.mini.world.colors import SHADELESS
+from escdiff.mini.world.colors import color_difference
 from escdiff.mini.world.world import TEXTURED, THING, Factors, Material, Shape
 
 KINDS = ("shape", "material")
 INSTANCES, VIEWS = 4, 4
 PICTURES = INSTANCES * VIEWS
-TOGETHER = 0.3  # share of batches that hold whole line-ups
 PER_CHUNK = 32  # line-ups in one file
 NAMELESS = 0.12  # share of line-ups of things or textures, and of the other factors
-FORMAT = 2  # raise when a seed gives other line-ups
 STREAM = 770_000  # of random numbers, apart from those of data_prep and of the bench
 PURPOSE = "judge"
-APART = 0.28  # least difference of two namesakes in one factor, as a share of its range
+APART = 0.33  # least difference of two namesakes in one factor, as a share of its range
+COLOR_RANGE = 25.0  # CIEDE2000, of a colour between its darkest and its palest; a third of it is seen at a glance
 BOUNDS = {"scale": world.SCALES, "angle": (-world.TILT, world.TILT)}
-TELLING = ("shade", "shade2", "scale", "angle")  # of a material, at a glance
-SEEDED = ("speckled", "marbled", TEXTURED)  # patterns laid by a seed
-SLANTED = ("striped", "ringed", "checkered", "zigzag", "wavy")  # patterns whose tilt is seen
+TELLING = ("shade", "shade2", "scale", "angle")  # of a material, at a glance; the seed of speckles and veins is not
+COLORS_OF = {"shade": "rgb", "shade2": "rgb2"}
 
 
 def draw_shape(rng: np.random.Generator, nameless: float = NAMELESS, purpose: str = PURPOSE) -> Shape:
@@ -60,7 +58,7 @@ def namesakes(
         if not tellable(first) or all(differ(instance, candidate, apart) for instance in instances):
             drawn.append(candidate)
         else:
-            apart *= 0.98  # names that leave one factor free have room for few instances
+            apart *= 0.995  # names that leave one factor free have room for few instances
     return drawn
 
 
@@ -70,21 +68,27 @@ def differ(first: Shape | Material, second: Shape | Material, apart: float = APA
         if first.family == THING:
             return first.seed != second.seed
         return max(abs(a - b) for a, b in zip(first.params, second.params, strict=True)) >= apart
-    if first.pattern in SEEDED:
+    if first.pattern == TEXTURED:
         return first.seed != second.seed
-    pairs = ([unit(getattr(m, name), BOUNDS.get(name, (0, 1))) for m in (first, second)] for name in _telling(first))
-    return any(abs(a - b) >= apart for a, b in pairs)
+    return any(_distance(name, first, second) >= apart for name in _telling(first))
+
+
+def _distance(name: str, first: Material, second: Material) -> float:
+    """How far apart two materials are in a number, as a share of its range; in a shade by what is seen of it."""
+    if name in COLORS_OF:
+        return color_difference(getattr(first, COLORS_OF[name]), getattr(second, COLORS_OF[name])) / COLOR_RANGE
+    return abs(getattr(first, name) - getattr(second, name)) / np.ptp(BOUNDS.get(name, (0, 1)))
 
 
 def tellable(instance: Shape | Material) -> bool:
     """Whether namesakes can differ in anything that shows: plain white and black, matte, come in one kind only."""
-    return isinstance(instance, Shape) or instance.pattern in SEEDED or bool(_telling(instance))
+    return isinstance(instance, Shape) or instance.pattern == TEXTURED or bool(_telling(instance))
 
 
 def _telling(material: Material) -> list[str]:
     """Numbers of a material that tell it from its namesakes at a glance; gloss where there is nothing else."""
-    shown = [name for name in TELLING if material_shows(name, material)]
-    return shown or ["gloss"] * material_shows("gloss", material)
+    shown = [name for name in TELLING if material.shows(name)]
+    return shown or ["gloss"] * material.shows("gloss")
 
 
 def _namesake(instance: Shape | Material, rng: np.random.Generator, purpose: str) -> Shape | Material:
@@ -144,12 +148,12 @@ def _chunk(seed: int, chunk: int) -> list[Factors]:
 
 
 class LineUps(Chunked):
-    """Batches of pixels (B * 16, 3, H, W) in [-1, 1] with what each picture shows: single pictures, by turns line-ups.
+    """Batches of pixels (B * 16, 3, H, W) in [-1, 1] with what each picture shows: half line-ups, half single pictures.
 
-    The pictures of a line-up share their names, so that a batch of line-ups teaches names slowly.
+    The pictures of a line-up share their names, so that a batch of line-ups alone teaches names slowly.
 
     Labels are (N,) classes, (N, n) values in 0..1 and "shows_{name}": (N,) bool, whether the picture shows that value
-    at all; of line-ups also "shape_id" and "material_id": (N,) the instance, -1 where the line-up is of the other kind.
+    at all; "shape_id" and "material_id" are (N,) the instance, -1 for single pictures and line-ups of the other kind.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -157,11 +161,14 @@ class LineUps(Chunked):
         self.labels = labels_of([Factors.from_dict(record) for record in self.described()])
 
     def __getitems__(self, visits: list[tuple[int, int]]) -> tuple[Tensor, dict[str, Tensor]]:
+        whole = visits[: len(visits) // 2]
+        together = [row * PICTURES + place for _, row in whole for place in range(PICTURES)]
         rng = np.random.default_rng((STREAM, *visits[0]))
-        if rng.random() < TOGETHER:
-            return super().__getitems__(visits)
-        pixels, labels = self.pictures(rng.integers(len(self) * PICTURES, size=len(visits) * PICTURES))
-        return pixels, {name: values for name, values in labels.items() if name not in EMBEDDINGS}
+        single = rng.integers(len(self) * PICTURES, size=(len(visits) - len(whole)) * PICTURES)
+        pixels, labels = self.pictures(np.concatenate([together, single]).astype(int))
+        for name in EMBEDDINGS:
+            labels[name][len(together) :] = -1
+        return pixels, labels
 
 
 def labels_of(factors: list[Factors]) -> dict[str, Tensor]:
@@ -197,21 +204,4 @@ def shows(name: str, factors: Factors) -> bool:
     """Whether a picture can tell this factor."""
     if name == "params":
         return factors.shape.family != THING
-    return material_shows(name, factors.material)
-
-
-def material_shows(name: str, material: Material) -> bool:
-    """Whether a material can tell this factor: no pattern, no second colour; no highlight, no gloss."""
-    if name in ("color2", "rgb2"):
-        return material.pattern != "plain"
-    if name == "shade":
-        return material.color not in SHADELESS
-    if name == "shade2":
-        return material.pattern != "plain" and material.color2 not in SHADELESS
-    if name == "gloss":
-        return material.finish != "matte"
-    if name == "scale":
-        return material.pattern not in ("plain", "gradient", TEXTURED)
-    if name == "angle":
-        return material.pattern in SLANTED
-    return True
+    return factors.material.shows(name)

@@ -20,7 +20,6 @@ from escdiff.mini.world.geometry.faces import FACE
 from escdiff.mini.world.geometry.figures import BODIES, POSES, UNNAMED_POSES
 from escdiff.mini.world.rendering.render import Rendered, boxes
 
-FORMAT = 1  # raise when a seed gives other sheets
 STREAM = 780_000  # of random numbers, apart from those of data_prep, of the line-ups and of the bench
 SCENES, SINGLES, FIGURES, IDENTITIES, VIEWS = 8, 2, 2, 2, 2  # pictures of a sheet; faces are identities x views
 PICTURES = SCENES + SINGLES + FIGURES + IDENTITIES * VIEWS

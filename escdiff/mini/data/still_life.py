@@ -34,7 +34,6 @@ GROUP = ROWS * COLUMNS
 SPLITS = ("train", "val", "test")
 DEPTH_SCALE = 8192  # 16-bit levels per object unit; the furthest object point is below 8 units
 OUTSIDE = -1  # place in the grid of what shows no single object
-FORMAT = 2  # raise when the same options would give other bytes
 
 
 @dataclass(frozen=True)
@@ -129,7 +128,7 @@ def open_index(out: Path, options: StillLifeOptions, sizes: list[int]) -> Index:
     Raises:
         UserError: the folder holds other data, or more of this data than was asked for.
     """
-    settings = {"format": FORMAT, **asdict(options)}
+    settings = {"format": world.VERSION, **asdict(options)}
     if out.exists() and not out.is_dir():
         raise UserError(f"{out} is a file; give a folder")
     if (out / indexing.FILE).exists():

@@ -180,7 +180,7 @@ def _render_chunk(folder: Path, kind: str, seed: int, size: int, split: str, chu
 
 
 def _folder(kind: str, data: DataConfig) -> Path:
-    return expand(data.source) / f"{kind}-{data.seed}-{data.size or 128}-{data.split}"
+    return expand(data.source) / f"{kind}-{world.VERSION}-{data.seed}-{data.size or 128}-{data.split}"
 
 
 def _file(folder: Path, chunk: int) -> Path:

@@ -6,6 +6,7 @@ from escdiff.backbone import pick_dtype
 from escdiff.data.pictures import expand
 from escdiff.encoder.vision import load_vision
 from escdiff.mini.data.placings import Placings, build_placings
+from escdiff.mini.world.world import VERSION
 from escdiff.pipelines.placer import Placer
 from escdiff.support.config.train import TrainConfig
 from escdiff.support.files import keep_umask
@@ -23,7 +24,7 @@ def build(config: TrainConfig) -> Training:
     """
     backbone = make_small_sd(config.backbone, "AnyDoor")
     size, seed = picture_size(config.data.size, backbone), config.data.seed
-    folder = expand(config.data.root) / f"placings-{seed}-{size}"
+    folder = expand(config.data.root) / f"placings-{VERSION}-{seed}-{size}"
     build_placings(folder, config.data.num_samples, seed, size, config.data.render_workers)
     cast(backbone, pick_dtype(config.backbone.dtype))
     placer = Placer.fresh(backbone.unet, load_vision(config.encoder.vision), decoder=True)

@@ -14,9 +14,9 @@ from escdiff.backbone import mini_folder
 from escdiff.data.pictures import expand
 from escdiff.methods.losses import identity
 from escdiff.mini.data.chunks import soften
-from escdiff.mini.data.lineups import FORMAT, KINDS, PICTURES, LineUps, build_lineups
+from escdiff.mini.data.lineups import KINDS, PICTURES, LineUps, build_lineups
 from escdiff.mini.oracle import CLASSES, VALUES, Oracle
-from escdiff.mini.world.world import TWO_ALIKE
+from escdiff.mini.world.world import TWO_ALIKE, VERSION
 from escdiff.support.config.train import TrainConfig
 from escdiff.support.config.trainer import OptimConfig
 from escdiff.training.loop.optim.muon import Muon
@@ -63,10 +63,9 @@ def sample_losses(out: dict[str, Tensor], factors: dict[str, Tensor]) -> Tensor:
 
 
 class OracleModule(L.LightningModule):
-    """Reads factors off single pictures; by turns, on line-ups, its embeddings learn to tell instances apart.
+    """Reads factors off pictures, and tells the instances of line-ups apart.
 
-    The embeddings leave the networks as they are: their contrast would unlearn patterns. See `sample_losses` and
-    `escdiff.methods.losses.identity`.
+    See `sample_losses` and `escdiff.methods.losses.identity`.
     """
 
     progress = ("family",)
@@ -78,29 +77,17 @@ class OracleModule(L.LightningModule):
 
     def training_step(self, batch: tuple[Tensor, dict[str, Tensor]], _: int) -> dict[str, Any]:
         pixels, factors = batch
-        pixels = roughen(pixels).contiguous(memory_format=torch.channels_last)
-        if "shape_id" in factors:
-            return self.identity_step(pixels, factors)
-        out, _ = self.oracle.read_factors(pixels)
+        out = self.oracle(roughen(pixels).contiguous(memory_format=torch.channels_last))
         out = {name: values.float() for name, values in out.items()}
         straight, swapped = sample_losses(out, factors), sample_losses(out, swap_colors(factors))
         loss = torch.where(of_pattern(factors, TWO_ALIKE), torch.minimum(straight, swapped), straight).mean()
+        same = {kind: identity(out[f"{kind}_id"], factors[f"{kind}_id"]) for kind in KINDS}
         logs = {
             name: (out[name].argmax(-1) == factors[name]).float().mean() for name in ("family", "pattern", "finish")
         }
         logs |= {name: self.error(out, factors, name) for name in ("params", "gloss", "scale", "angle")}
-        return {"loss": loss, "logs": logs}
-
-    def identity_step(self, pixels: Tensor, factors: dict[str, Tensor]) -> dict[str, Any]:
-        """A step of the embeddings alone."""
-        self.oracle.readers.eval()
-        with torch.no_grad():
-            _, features = self.oracle.read_factors(pixels)
-        self.oracle.readers.train()
-        vectors = self.oracle.tell_apart(features)
-        same = {kind: identity(vectors[f"{kind}_id"], factors[f"{kind}_id"]) for kind in KINDS}
-        logs = {f"{kind}_contrast": value.detach() for kind, value in same.items()}
-        return {"loss": sum(same.values()), "logs": logs}
+        logs |= {f"{kind}_contrast": value.detach() for kind, value in same.items()}
+        return {"loss": loss + sum(same.values()), "logs": logs}
 
     @staticmethod
     def error(out: dict[str, Tensor], factors: dict[str, Tensor], name: str) -> Tensor:
@@ -115,7 +102,7 @@ class OracleModule(L.LightningModule):
 
 def build(config: TrainConfig) -> Training:
     """The training for `escdiff.training.loop.run`; renders the line-ups that are not there yet."""
-    folder = expand(config.data.source) / f"lineups-{FORMAT}-{config.data.seed}"
+    folder = expand(config.data.source) / f"lineups-{VERSION}-{config.data.seed}"
     build_lineups(folder, config.data.num_samples // PICTURES, config.data.seed, workers=config.data.render_workers)
     soften(folder, reconstruction(mini_folder()))
     module = OracleModule(config.optim.lr, config.trainer.max_steps, config.optim.warmup)

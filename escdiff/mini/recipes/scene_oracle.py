@@ -11,9 +11,10 @@ from escdiff.backbone import mini_folder
 from escdiff.data.pictures import expand
 from escdiff.methods.losses import identity
 from escdiff.mini.data.chunks import soften
-from escdiff.mini.data.sheets import ABSENT, FORMAT, PICTURES, Sheets, build_sheets
+from escdiff.mini.data.sheets import ABSENT, PICTURES, Sheets, build_sheets
 from escdiff.mini.recipes.oracle import judge_training, reconstruction, roughen
 from escdiff.mini.scene_oracle import CLASSES, SceneOracle
+from escdiff.mini.world.world import VERSION
 from escdiff.support.config.train import TrainConfig
 from escdiff.support.config.trainer import OptimConfig
 from escdiff.training.loop.optim.muon import Muon
@@ -117,7 +118,7 @@ class SceneOracleModule(L.LightningModule):
 
 def build(config: TrainConfig) -> Training:
     """The training for `escdiff.training.loop.run`; renders the sheets that are not there yet."""
-    folder = expand(config.data.source) / f"sheets-{FORMAT}-{config.data.seed}"
+    folder = expand(config.data.source) / f"sheets-{VERSION}-{config.data.seed}"
     build_sheets(folder, config.data.num_samples // PICTURES, config.data.seed, workers=config.data.render_workers)
     soften(folder, reconstruction(mini_folder()))
     module = SceneOracleModule(config.optim.lr, config.trainer.max_steps, config.optim.warmup)

@@ -1,8 +1,10 @@
 """Colours by name and their shades. All values are sRGB in 0..1."""
 
+from collections.abc import Sequence
 from functools import cache
 
 import numpy as np
+from skimage.color import deltaE_ciede2000, rgb2lab
 
 # Far enough apart that an instance's jitter and shade never cross into a neighbour's name.
 COLORS = {
@@ -44,6 +46,12 @@ SHADELESS = ("white", "black")  # too near the end of the scale for shades that 
 def luma(rgb: tuple[float, ...]) -> float:
     """Brightness of an sRGB colour, 0..1 (Rec. 601)."""
     return 0.299 * rgb[0] + 0.587 * rgb[1] + 0.114 * rgb[2]
+
+
+def color_difference(first: Sequence[float], second: Sequence[float]) -> float:
+    """CIEDE2000 between two sRGB colours in 0..1 (Sharma et al. 2005)."""
+    lab = [rgb2lab(np.asarray(color, float)[None, None])[0, 0] for color in (first, second)]
+    return float(deltaE_ciede2000(*lab))
 
 
 def shaded(color: str, shade: float) -> tuple[float, ...]:

@@ -6,8 +6,7 @@ and in all that a caption leaves out.
 
 from dataclasses import dataclass
 
-from escdiff.mini.world.colors import SHADELESS
-from escdiff.mini.world.world import PATTERNS, SCALES, TILT, Material, Shape
+from escdiff.mini.world.world import SCALES, TILT, Material, Shape
 
 DEGREES = 5
 
@@ -86,8 +85,6 @@ SHADE = five("dark", "pale")
 SCALE = five("fine", "broad")
 SLANT = ("strongly right leaning", "right leaning", "", "left leaning", "strongly left leaning")
 GLOSS = ("faintly", "slightly", "", "quite", "very")
-SCALED = tuple(p for p in PATTERNS if p != "plain")
-SLANTED = tuple(p for p in SCALED if p != "speckled")
 
 FAMILY_SYNONYMS = {
     "ball": ("sphere",), "cube": ("block",), "cylinder": ("drum",), "torus": ("donut",), "capsule": ("pill",),
@@ -115,15 +112,8 @@ def shape_degrees(shape: Shape) -> dict[str, int]:
 
 def material_degrees(material: Material) -> dict[str, int]:
     """Degrees of "shade", "shade2", "scale", "slant" and "gloss", of those that the material shows."""
-    degrees = {}
-    if material.color not in SHADELESS:
-        degrees["shade"] = degree(material.shade)
-    if material.pattern != "plain" and material.color2 not in SHADELESS:
-        degrees["shade2"] = degree(material.shade2)
-    if material.pattern in SCALED:
-        degrees["scale"] = degree((material.scale - SCALES[0]) / (SCALES[1] - SCALES[0]))
-    if material.pattern in SLANTED:
-        degrees["slant"] = degree(material.angle / (2 * TILT) + 0.5)
-    if material.finish != "matte":
-        degrees["gloss"] = degree(material.gloss)
-    return degrees
+    values = {"shade": material.shade, "shade2": material.shade2, "gloss": material.gloss}
+    values["scale"] = (material.scale - SCALES[0]) / (SCALES[1] - SCALES[0])
+    values["slant"] = material.angle / (2 * TILT) + 0.5
+    names = {"slant": "angle"}
+    return {name: degree(value) for name, value in values.items() if material.shows(names.get(name, name))}

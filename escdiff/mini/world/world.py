@@ -8,7 +8,9 @@ import numpy as np
 from escdiff.mini.world.colors import BACKGROUNDS as BACKGROUNDS
 from escdiff.mini.world.colors import CLASHES as CLASHES
 from escdiff.mini.world.colors import COLORS as COLORS
-from escdiff.mini.world.colors import luma, readable, shaded
+from escdiff.mini.world.colors import SHADELESS, luma, readable, shaded
+
+VERSION = 3  # of all that is rendered; raise when a seed gives other pictures or words, and old data are not read
 
 FAMILIES = (
     "ball", "cube", "cylinder", "cone", "torus", "capsule", "pyramid", "star", "heart", "mug",
@@ -20,6 +22,8 @@ PATTERNS = (
 )  # fmt: skip
 # Patterns that treat their two colours alike: nothing in a picture says which of them is the first.
 TWO_ALIKE = ("striped", "ringed", "checkered", "zigzag", "wavy")
+SCALED = ("striped", "ringed", "checkered", "dotted", "zigzag", "speckled", "marbled", "wavy")  # finer or broader
+SLANTED = ("striped", "ringed", "checkered", "zigzag", "wavy", "gradient")  # patterns whose tilt is seen
 FINISHES = ("matte", "glossy", "metallic")
 
 # What no word can tell apart: a family and a pattern whose instances come from a seed.
@@ -69,6 +73,19 @@ class Material:
     def rgb2(self) -> tuple[float, ...]:
         """The second colour, sRGB in 0..1."""
         return _jittered(shaded(self.color2, self.shade2), self.jitter2)
+
+    def shows(self, name: str) -> bool:
+        """Whether a picture can tell this factor: no pattern, no second colour; no highlight, no gloss."""
+        if name in ("color2", "rgb2"):
+            return self.pattern != "plain"
+        if name == "shade":
+            return self.color not in SHADELESS
+        if name == "shade2":
+            return self.shows("rgb2") and self.color2 not in SHADELESS
+        if name == "gloss":
+            return self.finish != "matte"
+        patterns = {"scale": SCALED, "angle": SLANTED}
+        return name not in patterns or self.pattern in patterns[name]
 
 
 @dataclass(frozen=True)

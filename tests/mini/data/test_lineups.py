@@ -68,29 +68,27 @@ def test_namesakes_of_a_material_differ_in_what_shows():
     assert min(seen.values()) > 0
 
 
-def test_batches_hold_single_pictures_or_whole_lineups_with_what_each_shows(folder):
+def test_batches_hold_lineups_and_single_pictures_with_what_each_shows(folder):
     data = LineUps(folder)
     everything = [factors for number in range(len(data)) for factors in lineup(3, number)]
-    for epoch in range(12):
-        pixels, labels = data.__getitems__([(epoch, 1), (epoch, 0)])
-        assert pixels.shape == (2 * PICTURES, 3, 16, 16) and -1 <= pixels.min() < pixels.max() <= 1
-        again, _ = data.__getitems__([(epoch, 1), (epoch, 0)])
-        assert torch.equal(pixels, again)
-        stored = torch.from_numpy(np.array(data.pixels[0][: len(everything)])).permute(0, 3, 1, 2) / 127.5 - 1
-        rows = [int((stored - picture).abs().amax((1, 2, 3)).argmin()) for picture in pixels]
-        factors = [everything[row] for row in rows]
-        assert [CLASSES["family"][i] for i in labels["family"]] == [f.shape.family for f in factors]
-        assert labels["shows_params"].tolist() == [f.shape.family != THING for f in factors]
-        assert labels["shows_rgb2"].tolist() == [shows("rgb2", f) for f in factors]
-        assert torch.allclose(labels["params"], torch.tensor([f.shape.params for f in factors]))
-        if "shape_id" in labels:
-            assert rows == [*range(PICTURES, 2 * PICTURES), *range(PICTURES)]
-            assert (labels["shape_id"][:PICTURES] == -1).all() and (labels["material_id"][PICTURES:] == -1).all()
-            assert labels["material_id"][:PICTURES].tolist() == np.repeat(range(4, 8), VIEWS).tolist()
-        else:
-            assert len({row // PICTURES for row in rows}) == len(data) and "material_id" not in labels
-    kinds = ["shape_id" in data.__getitems__([(epoch, 1), (epoch, 0)])[1] for epoch in range(12)]
-    assert 0 < sum(kinds) < 12
+    visits = [(0, 1), (0, 0), (0, 3), (0, 2)]
+    pixels, labels = data.__getitems__(visits)
+    assert pixels.shape == (4 * PICTURES, 3, 16, 16) and -1 <= pixels.min() < pixels.max() <= 1
+    assert torch.equal(pixels, data.__getitems__(visits)[0])
+    stored = torch.from_numpy(np.array(data.pixels[0][: len(everything)])).permute(0, 3, 1, 2) / 127.5 - 1
+    rows = [int((stored - picture).abs().amax((1, 2, 3)).argmin()) for picture in pixels]
+    factors = [everything[row] for row in rows]
+    assert [CLASSES["family"][i] for i in labels["family"]] == [f.shape.family for f in factors]
+    assert labels["shows_params"].tolist() == [f.shape.family != THING for f in factors]
+    assert labels["shows_rgb2"].tolist() == [shows("rgb2", f) for f in factors]
+    assert torch.allclose(labels["params"], torch.tensor([f.shape.params for f in factors]))
+    half = 2 * PICTURES
+    assert rows[:half] == [*range(PICTURES, 2 * PICTURES), *range(PICTURES)]
+    assert (labels["shape_id"][:PICTURES] == -1).all() and (labels["material_id"][PICTURES:] == -1).all()
+    assert labels["material_id"][:PICTURES].tolist() == np.repeat(range(4, 8), VIEWS).tolist()
+    assert len({row // PICTURES for row in rows[half:]}) == len(data) and (labels["shape_id"][half:] == -1).all()
+    _, alone = data.__getitems__([(0, 1)])
+    assert (alone["shape_id"] == -1).all()  # less than two line-ups have no half
 
 
 def test_what_is_rendered_is_kept_and_what_is_missing_is_made_alike(folder):

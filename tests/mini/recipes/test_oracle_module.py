@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from escdiff.mini.data.lineups import labels_of, lineup
+from escdiff.mini.recipes import oracle
 from escdiff.mini.recipes.oracle import OracleModule
 from escdiff.mini.recipes.scene_oracle import SceneOracleModule
 
@@ -16,24 +17,27 @@ def module():
 
 @pytest.fixture
 def batch():
-    return torch.rand(16, 3, 64, 64) * 2 - 1, labels_of(lineup(0, 1))
+    """A line-up of shapes and one of materials."""
+    return torch.rand(32, 3, 64, 64) * 2 - 1, labels_of([*lineup(0, 0), *lineup(0, 1)])
 
 
 def moved(module, batch):
-    """Networks and embeddings whose weights have a gradient after a step."""
+    """Numbers of the networks, and names of the embeddings, whose weights have a gradient after a step."""
     module.zero_grad()
     module.training_step(batch, 0)["loss"].backward()
-    return {name.split(".")[1] for name, p in module.named_parameters() if p.grad is not None and p.grad.any()}
+    return {name.split(".")[2] for name, p in module.named_parameters() if p.grad is not None and p.grad.any()}
 
 
-def test_single_pictures_teach_the_networks_and_lineups_the_embeddings_alone(module, batch):
+def test_factors_teach_every_network_and_lineups_the_embeddings_too(module, batch):
     pixels, labels = batch
-    before = {name: value.clone() for name, value in module.oracle.readers.state_dict().items()}
-    assert moved(module, batch) == {"identities"}
-    assert all(torch.equal(before[name], value) for name, value in module.oracle.readers.state_dict().items())
-    assert module.oracle.readers.training
-    single = {name: values for name, values in labels.items() if not name.endswith("_id")}
-    assert moved(module, (pixels, single)) == {"readers"}
+    assert moved(module, batch) == {"0", "1", "2", "3", "shape_id", "material_id"}
+    single = labels | {name: torch.full_like(labels[name], -1) for name in ("shape_id", "material_id")}
+    assert moved(module, (pixels, single)) == {"0", "1", "2", "3"}
+
+
+def test_a_contrast_reaches_the_networks_that_its_embedding_sees(module, batch, monkeypatch):
+    monkeypatch.setattr(oracle, "sample_losses", lambda out, factors: torch.zeros(len(out["family"])))
+    assert moved(module, batch) == {"0", "1", "2", "shape_id", "material_id"}  # all but what reads finish and gloss
 
 
 @pytest.mark.parametrize("kind", [OracleModule, SceneOracleModule])

@@ -7,7 +7,18 @@ import torch
 from escdiff.mini.world.geometry import shapes
 from escdiff.mini.world.rendering import materials
 from escdiff.mini.world.rendering.render import CAMERA, render
-from escdiff.mini.world.world import BACKGROUNDS, COLORS, FAMILIES, PATTERNS, Factors, Material, Scene, Shape
+from escdiff.mini.world.world import (
+    BACKGROUNDS,
+    COLORS,
+    FAMILIES,
+    PATTERNS,
+    SCALED,
+    SCALES,
+    Factors,
+    Material,
+    Scene,
+    Shape,
+)
 
 SCENE = Scene("beige", 0.4, 0.0, 0.3, 0.35, 1.0, 0.0, 0.0)
 PLAIN = Material("red", "white", "plain", 0.5, 0.1, "matte", 0.5, (0.0,) * 3, (0.0,) * 3, 5)
@@ -108,3 +119,21 @@ def test_the_same_batch_gives_the_same_bytes_and_other_batches_differ_by_roundin
     assert (first.image == again.image).all()
     alone = render(batch[3:4], 64)
     assert np.abs(alone.image[0].astype(int) - first.image[3]).max() <= 1
+
+
+@pytest.mark.parametrize("pattern", SCALED)
+def test_a_finer_pattern_has_more_edges(pattern):
+    """On the front of a ball, for five seeds: what words call fine and broad can be told at a glance."""
+    x, y = torch.meshgrid(*[torch.linspace(-0.7, 0.7, 120)] * 2, indexing="xy")
+    points = torch.stack([x, y, (1 - x.square() - y.square()).sqrt()], -1).flatten(0, 1)
+
+    def edges(scale):
+        total = 0.0
+        for seed in range(5):
+            same = torch.full((len(points),), 0.0)
+            share = materials.weight(pattern, points, points, same + scale, same, same + seed).view(x.shape)
+            total += float(share.diff(dim=0).abs().sum() + share.diff(dim=1).abs().sum())
+        return total
+
+    fine, broad = SCALES
+    assert edges(fine) > 1.4 * edges(broad)

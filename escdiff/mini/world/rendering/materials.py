@@ -84,7 +84,7 @@ def weight(pattern: str, p: Tensor, n: Tensor, scale: Tensor, angle: Tensor, see
         return _edge((_noise(p * 2.6 / scale.clamp_min(0.3)[:, None], seed) - 0.45) * 0.12)
     if pattern == "marbled":
         # Perlin's marble (1985): a sine whose phase is bent by noise.
-        vein = torch.sin(across * 3.2 / scale + 2.4 * _noise(p * 1.3, seed))
+        vein = torch.sin((across * 2.4 + 0.4) / scale + 2.4 * _noise(p * 0.7 / scale[:, None], seed))
         return (1 - vein.abs() * 1.5).clamp(0, 1)
     if pattern == "gradient":
         return torch.sigmoid(-along * 2.4 / (scale + 0.1))
