@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from functools import cache
 
 import numpy as np
-from skimage.color import deltaE_ciede2000, rgb2lab
 
 # Far enough apart that an instance's jitter and shade never cross into a neighbour's name.
 COLORS = {
@@ -50,6 +49,8 @@ def luma(rgb: tuple[float, ...]) -> float:
 
 def color_difference(first: Sequence[float], second: Sequence[float]) -> float:
     """CIEDE2000 between two sRGB colours in 0..1 (Sharma et al. 2005)."""
+    from skimage.color import deltaE_ciede2000, rgb2lab  # half a second that rendering need not wait for
+
     lab = [rgb2lab(np.asarray(color, float)[None, None])[0, 0] for color in (first, second)]
     return float(deltaE_ciede2000(*lab))
 
