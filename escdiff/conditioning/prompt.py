@@ -82,11 +82,8 @@ class PromptEncoder:
         return rows if num_vectors is None else rows.mean(0, keepdim=True).repeat(num_vectors, 1)
 
     def spread(self, phrase: str, count: int) -> Tensor:
-        """A phrase's embeddings laid out over `count` vectors (K, D), in order: repeated or averaged."""
-        words_ND = self.word_embedding(phrase).float()
-        if len(words_ND) <= count:
-            return words_ND[torch.arange(count) * len(words_ND) // count]
-        return F.adaptive_avg_pool1d(words_ND.T, count).T
+        """A phrase's embeddings over `count` vectors (K, D), see the function `spread`."""
+        return spread(self.word_embedding(phrase).float(), count)
 
     def tokenize(self, prompt: str, known: Mapping[str, int], required: Sequence[str] = ()) -> Tokens:
         """See `TextTower.tokenize`; both of SDXL's tokenizers give the same positions."""
@@ -218,6 +215,13 @@ class PromptEncoder:
             hidden.append(states)
             pooled = projected if pooled is None else pooled
         return hidden[0] if len(hidden) == 1 else torch.cat(hidden, dim=-1), pooled if len(hidden) > 1 else None
+
+
+def spread(words_ND: Tensor, count: int) -> Tensor:
+    """Vectors of the words of a phrase laid out over `count` (K, D), in order: repeated or averaged."""
+    if len(words_ND) <= count:
+        return words_ND[torch.arange(count) * len(words_ND) // count]
+    return F.adaptive_avg_pool1d(words_ND.T, count).T
 
 
 def _splices(rows: Sequence[tuple], vectors: Mapping[str, Tensor]) -> tuple[list[Tensor], list[tuple[int, int]]]:

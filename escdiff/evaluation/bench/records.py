@@ -55,7 +55,7 @@ def save_pictures(out: Path, task: str, records: Sequence[Record], pictures: Seq
 
 def save_task(out: Path, task: str, settings: str, seconds: float, records: Sequence[Record]) -> None:
     """Write `tasks/{task}.json`; `settings` is the hash of what the records depend on."""
-    about = {"settings": settings, "seconds": round(seconds, 1), "records": [record.to_dict() for record in records]}
+    about = {"settings": settings, "seconds": seconds, "records": [record.to_dict() for record in records]}
     write(out / "tasks" / f"{task}.json", json.dumps(about))
 
 

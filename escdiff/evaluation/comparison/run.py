@@ -160,7 +160,7 @@ class Comparison:
         if stored is None:
             start = time.perf_counter()
             pictures = self._pictures(name, task, cases, advance)
-            seconds = round(time.perf_counter() - start, 1)  # as it is kept
+            seconds = time.perf_counter() - start
             readings = self.models.read(pictures)
             records = [
                 Record(case.request, read, scores.judge(TASKS[task].scores, read, case.request.expected))

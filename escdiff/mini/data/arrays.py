@@ -98,9 +98,11 @@ class StillLifeArrays:
         """Canonical captions by row."""
         return Lazy(len(self), lambda row: self.meta(row)["caption"])
 
-    def caption(self, row: int, rng: np.random.Generator | None = None, hide: tuple[str, ...] = ()) -> str:
+    def caption(
+        self, row: int, rng: np.random.Generator | None = None, hide: tuple[str, ...] = (), least: float = 0.0
+    ) -> str:
         """A caption of sample `row`, freshly worded; see `escdiff.mini.world.scene_captions.any_caption`."""
-        return any_caption(self.factors[row], rng, hide)
+        return any_caption(self.factors[row], rng, hide, least)
 
     def pixels(self, rows: Sequence[int] | np.ndarray | slice, device: str | torch.device = "cpu") -> Tensor:
         """(n, 3, H, W) float32 in [-1, 1]; the bytes travel to `device` before they become floats."""

@@ -20,7 +20,7 @@ from escdiff.mini.data.framings import LiveReferences, References, Rows, StoredR
 from escdiff.mini.data.pairing import SwapPairs, validation_rows
 from escdiff.mini.data.prompts import still_life_prompt
 from escdiff.mini.data.token_cache import StoredTokens
-from escdiff.mini.world.captions import material_words
+from escdiff.mini.world.mixtures import material_mixture, shape_mixture
 from escdiff.mini.world.world import HELD_OUT_FAMILIES, HELD_OUT_PATTERNS
 from escdiff.support.config.data import DataConfig
 from escdiff.support.errors import UserError
@@ -86,8 +86,8 @@ class SwapDataset(Dataset):
         factors = [self.arrays.factors[int(row)] for row in rows]
         for attribute, numbers in zip(ATTRIBUTES, self.pairs.instances(rows), strict=True):
             batch[f"{attribute}_instance"] = torch.from_numpy(numbers)
-        batch["shape_words"] = [f.shape.family for f in factors]
-        batch["appearance_words"] = [material_words(f.material).replace(" and ", " ") for f in factors]
+        batch["shape_words"] = [shape_mixture(f.shape) for f in factors]
+        batch["appearance_words"] = [material_mixture(f.material) for f in factors]
         for attribute in ATTRIBUTES:
             used = [prompts.uses(prompt, attribute) for prompt in batch["prompt"]]
             batch[f"uses_{attribute}"] = torch.tensor(used)
@@ -123,7 +123,8 @@ class EncoderDataModule(ResumableDataModule):
         "shape_ref", "appearance_ref" (B, 3, H, W) and "shape_mask", "appearance_mask" (B, 1, H, W); for training,
         where `tokens` names a cache, "shape_tokens", "appearance_tokens" and "target_tokens" (B, F) instead
         "prompt": list of str with "<shape>" and/or "<appearance>"; "uses_shape", "uses_appearance": bool (B,)
-        "shape_words", "appearance_words": list of str, what the placeholders stand for, as far as words can say
+        "shape_words", "appearance_words": list of phrases, what the placeholders stand for, as far as words can say;
+            see `escdiff.training.encoder.word_targets.Phrase`
         "shape_instance", "appearance_instance": int64 (B,), equal where two samples have the same one
         "key": list of str; "position": (epoch, sample) to resume from after this batch (training only)
 

@@ -29,7 +29,8 @@ from escdiff.training.loop.recipe import Training
 from escdiff.training.loop.sample_order import EpochSampler
 
 # How often a caption leaves something unsaid, so that the backbone knows what to do with part of a description.
-HIDE = {(): 0.65, ("shape",): 0.1, ("appearance",): 0.15, ("shape", "appearance"): 0.1}
+HIDE = {(): 0.8, ("shape",): 0.06, ("appearance",): 0.08, ("shape", "appearance"): 0.06}
+LEAST = 0.4  # of how full the other captions are: what a caption leaves out, no sample can teach
 PROXY_STEPS = 250  # between two measurements of whether words are heard
 EMPTY = 0.1  # captions replaced by nothing, for classifier-free guidance
 
@@ -48,7 +49,7 @@ class CaptionedLatents(Dataset):
         if rng.random() < EMPTY:
             return ""
         hidden = list(HIDE)[int(rng.choice(len(HIDE), p=list(HIDE.values())))]
-        return self.arrays.caption(row, rng, hidden)
+        return self.arrays.caption(row, rng, hidden, LEAST)
 
     def __getitems__(self, visits: list[tuple[int, int]]) -> tuple[Tensor, Tensor, Tensor]:
         rows = [row for _, row in visits]

@@ -119,7 +119,9 @@ def describe(factors: Factors, length: str = "full", hide: Collection[str] = ())
     return Description(sentence(attributes), attributes)
 
 
-def caption(factors: Factors, rng: np.random.Generator | None = None, hide: Collection[str] = ()) -> str:
+def caption(
+    factors: Factors, rng: np.random.Generator | None = None, hide: Collection[str] = (), least: float = 0.0
+) -> str:
     """Describe `factors` in words.
 
     Args:
@@ -127,16 +129,19 @@ def caption(factors: Factors, rng: np.random.Generator | None = None, hide: Coll
             caption of category words is given.
         hide: "shape" says "object" for the family and nothing of its proportions, "appearance" drops the material
             words, "background" drops the background.
+        least: how full a drawn caption is at least, 0..1.
     """
     attributes = _visible(all_words(factors), hide)
     if rng is None:
         return sentence({name: word for name, word in attributes.items() if name in NAMES})
-    return sentence(draw_words(attributes, rng), rng)
+    return sentence(draw_words(attributes, rng, least=least), rng)
 
 
-def draw_words(attributes: Mapping[str, str], rng: np.random.Generator, most: float = 1.0) -> dict[str, str]:
-    """Some of the words, each kept by chance, some by a synonym; how full the caption is, is drawn up to `most`."""
-    fullness = rng.random() * most
+def draw_words(
+    attributes: Mapping[str, str], rng: np.random.Generator, most: float = 1.0, least: float = 0.0
+) -> dict[str, str]:
+    """Some of the words, each kept by chance, some by a synonym; how full the caption is, is drawn in `least..most`."""
+    fullness = least + rng.random() * (most - least)
     drawn = {}
     for name, word in attributes.items():
         high, low = KEPT.get(name, DEGREES_KEPT)

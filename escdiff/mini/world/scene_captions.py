@@ -87,12 +87,13 @@ def _whole(arrangement: Arrangement, phrases: list[str], rng: np.random.Generato
 
 
 def any_caption(
-    picture: Factors | Arrangement, rng: np.random.Generator | None = None, hide: Collection[str] = ()
-) -> str:
-    """A caption of either kind of picture; `hide` counts for single objects only."""
+    picture: Factors | Arrangement, rng: np.random.Generator | None = None, hide: Collection[str] = (),
+    least: float = 0.0,
+) -> str:  # fmt: skip
+    """A caption of either kind of picture; `hide` and `least` count for single objects only."""
     if isinstance(picture, Arrangement):
         return scene_caption(picture, rng)
-    return captions.caption(picture, rng, hide)
+    return captions.caption(picture, rng, hide, least)
 
 
 def _related(relation: str, phrases: list[str], rng: np.random.Generator | None) -> str:

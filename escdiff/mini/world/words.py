@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from escdiff.mini.world.world import SCALES, TILT, Material, Shape
 
 DEGREES = 5
+Mixture = dict[str, float]  # word -> its share of one place of a phrase; the shares sum to 1
 
 
 @dataclass(frozen=True)
@@ -110,10 +111,15 @@ def shape_degrees(shape: Shape) -> dict[str, int]:
     return {f"trait{i}": degree(value) for i, value in enumerate(shape.params)}
 
 
-def material_degrees(material: Material) -> dict[str, int]:
-    """Degrees of "shade", "shade2", "scale", "slant" and "gloss", of those that the material shows."""
+def material_values(material: Material) -> dict[str, float]:
+    """ "shade", "shade2", "scale", "slant" and "gloss" in 0..1, those that the material shows."""
     values = {"shade": material.shade, "shade2": material.shade2, "gloss": material.gloss}
     values["scale"] = (material.scale - SCALES[0]) / (SCALES[1] - SCALES[0])
     values["slant"] = material.angle / (2 * TILT) + 0.5
     names = {"slant": "angle"}
-    return {name: degree(value) for name, value in values.items() if material.shows(names.get(name, name))}
+    return {name: value for name, value in values.items() if material.shows(names.get(name, name))}
+
+
+def material_degrees(material: Material) -> dict[str, int]:
+    """Degrees of what `material_values` gives."""
+    return {name: degree(value) for name, value in material_values(material).items()}

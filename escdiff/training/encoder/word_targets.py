@@ -4,26 +4,45 @@ A caption's words are the one target known without the diffusion model, so a fir
 without it at a fraction of the cost; the denoising loss then moves the vectors to what the words cannot say.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from itertools import takewhile
 
 import torch
 from torch import Tensor
 
 from escdiff.conditioning import PromptEncoder
+from escdiff.conditioning.prompt import spread
+
+Phrase = str | Sequence[Mapping[str, float]]  # words, or for each place of a phrase the shares of its words
 
 
 class WordTargets:
-    """Words to target vectors, each phrase looked up once."""
+    """Words to target vectors, each looked up once."""
 
     def __init__(self, prompts: PromptEncoder) -> None:
         self.prompts, self._known = prompts, {}
 
-    def __call__(self, phrases: Sequence[str], count: int) -> tuple[Tensor, Tensor]:
-        """Phrases, "" where there is none -> targets (B, K, D) and which of them count, bool (B,)."""
+    def __call__(self, phrases: Sequence[Phrase], count: int) -> tuple[Tensor, Tensor]:
+        """Phrases, empty where there is none -> targets (B, K, D) and which of them count, bool (B,)."""
         device = self.prompts.embedding_weight.device
         missing = torch.zeros(count, self.prompts.width, device=device)
-        targets = torch.stack([self._look_up(phrase, count) if phrase else missing for phrase in phrases])
+        targets = torch.stack([self._target(phrase, count) if phrase else missing for phrase in phrases])
         return targets, torch.tensor([bool(phrase) for phrase in phrases], device=device)
+
+    def _target(self, phrase: Phrase, count: int) -> Tensor:
+        return self._look_up(phrase, count) if isinstance(phrase, str) else spread(self._mix(phrase), count)
+
+    def _mix(self, phrase: Sequence[Mapping[str, float]]) -> Tensor:
+        """Vectors (N, D) of a phrase's places; a word of several tokens has them over the places it stands in."""
+        mixed = torch.zeros(len(phrase), self.prompts.width, device=self.prompts.embedding_weight.device)
+        for first, place in enumerate(phrase):
+            for word in place:
+                if first and word in phrase[first - 1]:
+                    continue
+                run = list(takewhile(lambda place, word=word: word in place, phrase[first:]))
+                shares = mixed.new_tensor([place[word] for place in run])
+                mixed[first : first + len(run)] += shares[:, None] * self._look_up(word, len(run))
+        return mixed
 
     def _look_up(self, phrase: str, count: int) -> Tensor:
         if (phrase, count) not in self._known:

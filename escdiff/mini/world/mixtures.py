@@ -1,0 +1,66 @@
+"""All that words can say, and what lies between them: noun phrases whose degree words are mixed as the parameters ask.
+
+"Very tall" and "tall" are two of five degrees; a mug between the two is told by a mixture of both. The encoder's word
+loss has these mixtures as its targets (`escdiff.training.encoder.word_targets`). A phrase of one family, and of every
+material, has the same number of places, so that mixtures of two instances are mixtures place by place.
+"""
+
+import math
+from collections.abc import Sequence
+
+from escdiff.mini.world import words
+from escdiff.mini.world.words import Mixture
+from escdiff.mini.world.world import PATTERNS, Material, Shape
+
+
+def shape_mixture(shape: Shape) -> tuple[Mixture, ...]:
+    """The family between the degrees of the whole and those of its parts, in the order of a caption."""
+    whole: list[Mixture] = []
+    parts: dict[str, list[Mixture]] = {}
+    for trait, value in zip(words.SHAPE_TRAITS.get(shape.family, ()), shape.params, strict=False):
+        places = whole if not trait.part else parts.setdefault(trait.part, [])
+        places.append(blend(value, trait.words, trait.part or shape.family))
+    phrase = [*whole, {shape.family: 1.0}, *([{"with": 1.0}] if parts else [])]
+    for part, degrees in parts.items():
+        phrase += [*degrees, {part: 1.0}]
+    return tuple(phrase)
+
+
+def material_mixture(material: Material) -> tuple[Mixture, ...]:
+    """Gloss and finish, each colour behind its shade, and the pattern behind its scale and slant.
+
+    What has no word, or does not show, gives its places to the word that it would be said of.
+    """
+    color = material.color
+    color2 = material.color2 if material.shows("color2") else color
+    pattern = material.pattern if material.pattern != PATTERNS[0] else color
+    finish = material.finish if material.shows("gloss") else color
+    shown = words.material_values(material)
+
+    def degree(name: str, table: Sequence[str], head: str) -> Mixture:
+        return blend(shown.get(name, 0.5), table, head)
+
+    return (
+        degree("gloss", words.GLOSS, finish), {finish: 1.0},
+        degree("shade", words.SHADE, color), {color: 1.0}, degree("shade2", words.SHADE, color2), {color2: 1.0},
+        degree("scale", words.SCALE, pattern), degree("slant", words.SLANT, pattern), {pattern: 1.0}, {pattern: 1.0},
+    )  # fmt: skip
+
+
+def blend(value: float, degrees: Sequence[str], head: str) -> Mixture:
+    """A parameter in 0..1 between the words of the two nearest of its degrees, each in the middle of its range.
+
+    Args:
+        degrees: five wordings; the words of one have equal shares. Where the middle one has words, too, all of them
+            are whole numbers, and nothing lies between.
+        head: what the degrees are said of; stands for the middle one, which has no word.
+    """
+    position = min(max(value * len(degrees) - 0.5, 0.0), len(degrees) - 1.0)
+    low = words.degree(value) if degrees[len(degrees) // 2] else math.floor(position)
+    share = 0.0 if degrees[len(degrees) // 2] else position - low
+    mixed: Mixture = {}
+    for degree, weight in ((low, 1 - share), (low + 1, share)):
+        said = degrees[degree].split() or [head] if weight else []
+        for word in said:
+            mixed[word] = mixed.get(word, 0.0) + weight / len(said)
+    return mixed
