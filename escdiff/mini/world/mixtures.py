@@ -14,22 +14,19 @@ from escdiff.mini.world.world import PATTERNS, Material, Shape
 
 
 def shape_mixture(shape: Shape) -> tuple[Mixture, ...]:
-    """The family between the degrees of the whole and those of its parts, in the order of a caption."""
+    """The family between the degrees of the whole and those of its parts, in a caption's order, without its "with"."""
     whole: list[Mixture] = []
     parts: dict[str, list[Mixture]] = {}
     for trait, value in zip(words.SHAPE_TRAITS.get(shape.family, ()), shape.params, strict=False):
         places = whole if not trait.part else parts.setdefault(trait.part, [])
         places.append(blend(value, trait.words, trait.part or shape.family))
-    phrase = [*whole, {shape.family: 1.0}, *([{"with": 1.0}] if parts else [])]
-    for part, degrees in parts.items():
-        phrase += [*degrees, {part: 1.0}]
-    return tuple(phrase)
+    return (*whole, {shape.family: 1.0}, *(place for part in parts for place in (*parts[part], {part: 1.0})))
 
 
 def material_mixture(material: Material) -> tuple[Mixture, ...]:
-    """Gloss and finish, each colour behind its shade, and the pattern behind its scale and slant.
+    """The finish mixed with its gloss, each colour behind its shade, the pattern behind its scale and slant.
 
-    What has no word, or does not show, gives its places to the word that it would be said of.
+    What has no word, or does not show, gives its place to the word that it would be said of.
     """
     color = material.color
     color2 = material.color2 if material.shows("color2") else color
@@ -40,8 +37,10 @@ def material_mixture(material: Material) -> tuple[Mixture, ...]:
     def degree(name: str, table: Sequence[str], head: str) -> Mixture:
         return blend(shown.get(name, 0.5), table, head)
 
+    gloss = degree("gloss", words.GLOSS, finish)
+    glossy = {word: gloss.get(word, 0.0) / 2 + (word == finish) / 2 for word in (*gloss, finish)}
     return (
-        degree("gloss", words.GLOSS, finish), {finish: 1.0},
+        glossy,
         degree("shade", words.SHADE, color), {color: 1.0}, degree("shade2", words.SHADE, color2), {color2: 1.0},
         degree("scale", words.SCALE, pattern), degree("slant", words.SLANT, pattern), {pattern: 1.0}, {pattern: 1.0},
     )  # fmt: skip

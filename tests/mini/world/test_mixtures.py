@@ -37,8 +37,8 @@ def test_whole_numbers_have_nothing_between_them():
 
 def test_a_mug_in_the_order_of_its_caption():
     mug = shape_mixture(Shape("mug", (0.3, 0.9, 0.7, 0.5)))
-    assert mug == ({"narrow": 1.0}, {"very": 0.5, "tall": 0.5}, {"mug": 1.0}, {"mug": 1.0}, {"with": 1.0},
-                   {"large": 1.0}, {"handle": 1.0})  # fmt: skip
+    assert mug == ({"narrow": 1.0}, {"very": 0.5, "tall": 0.5}, {"mug": 1.0}, {"mug": 1.0}, {"large": 1.0},
+                   {"handle": 1.0})  # fmt: skip
     assert shape_mixture(Shape(THING, (0.5,) * 4, 3)) == ({THING: 1.0},)
 
 
@@ -47,7 +47,7 @@ def test_every_instance_of_a_family_and_every_material_has_the_same_places():
     for family in world.FAMILIES:
         assert len({len(shape_mixture(world.sample_shape(rng, (family,)))) for _ in range(20)}) == 1
     phrases = [material_mixture(world.sample_material(rng)) for _ in range(200)]
-    assert {len(phrase) for phrase in phrases} == {10}
+    assert {len(phrase) for phrase in phrases} == {9}
     assert all(sum(place.values()) == pytest.approx(1) for phrase in phrases for place in phrase)
 
 
