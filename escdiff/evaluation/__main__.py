@@ -196,7 +196,7 @@ def curves(
     runs: Annotated[list[Path], typer.Argument(help="Run folders of `python train.py`, in the order they were run.")],
     out: Annotated[Path, typer.Option(help="Picture to write.")] = Path("curves.png"),
 ) -> None:
-    """Training curves, one panel per recipe; runs that went on from each other make one curve."""
+    """Training curves, one panel per recipe, and a CSV beside; runs that went on from each other make one curve."""
     from escdiff.evaluation.studies.curves import draw_curves
 
     draw_curves(runs, out)

@@ -1,5 +1,6 @@
-"""Training curves of several runs in one figure, from what each wrote in its metrics.jsonl."""
+"""Training curves of several runs in one figure and one table, from what each wrote in its metrics.jsonl."""
 
+import csv
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -55,7 +56,7 @@ def read_curves(runs: Sequence[Path]) -> dict[str, dict[str, Curve]]:
 
 
 def draw_curves(runs: Sequence[Path], out: Path) -> None:
-    """One panel per recipe: the logged values, pale, and their running mean."""
+    """One panel per recipe: the logged values, pale, and their running mean; beside the figure the values as CSV."""
     from matplotlib.figure import Figure
 
     curves = read_curves(runs)
@@ -73,3 +74,9 @@ def draw_curves(runs: Sequence[Path], out: Path) -> None:
         axes.legend(frameon=False)
     out.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(out, dpi=110)
+    with out.with_suffix(".csv").open("w", newline="", encoding="utf-8") as file:
+        table = csv.writer(file, lineterminator="\n")
+        table.writerow(("recipe", "metric", "samples", "value"))
+        for recipe, metrics in curves.items():
+            for name, points in metrics.items():
+                table.writerows((recipe, name, int(seen), f"{value:.5g}") for seen, value in zip(*points, strict=True))

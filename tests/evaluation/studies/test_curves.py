@@ -27,6 +27,11 @@ def test_runs_of_one_recipe_go_on_from_each_other(tmp_path):
     assert samples.tolist() == [8, 16, 32, 64] and values.tolist() == [10, 11, 12, 14]
     draw_curves(runs, tmp_path / "docs" / "curves.png")
     assert np.asarray(Image.open(tmp_path / "docs" / "curves.png").convert("L")).std() > 0
+    table = (tmp_path / "docs" / "curves.csv").read_text(encoding="utf-8").splitlines()
+    assert table == [
+        "recipe,metric,samples,value",
+        *(f"vae,psnr,{s},{v}" for s, v in ((8, 10), (16, 11), (32, 12), (64, 14))),
+    ]
 
 
 def test_runs_that_have_logged_nothing(tmp_path):
