@@ -4,14 +4,11 @@ from collections.abc import Sequence
 
 from escdiff.concept import Concept
 
-SHAPE, APPEARANCE = "a photo of a <shape> on a white background", "a photo of a <appearance> cube on a white background"
-BOTH = "a photo of a <appearance> <shape> on a gray background"
-EDITS = (
-    "a photo of a <appearance> <shape> on a navy background",
-    "a photo of a glossy pink <shape> on a sky background",
-)
-COLUMNS = ("reference", "shape only", "appearance only, on a cube", "both", "shape + appearance of the next row",
-           "both, on navy", "shape, in pink on sky")  # fmt: skip
+BOTH = "a photo of a <appearance> <shape> on a {} background"
+SHAPE = "a photo of a {} <shape> on a {} background"
+CUBE = "a photo of a <appearance> cube on a gray background"
+COLUMNS = ("reference", "both, on gray", "both, on navy", "shape, in glossy pink", "shape, in metallic yellow",
+           "appearance, on a cube", "shape + appearance of the next row")  # fmt: skip
 
 
 def requests(concepts: Sequence[Concept]) -> list[tuple[str, Concept]]:
@@ -19,6 +16,7 @@ def requests(concepts: Sequence[Concept]) -> list[tuple[str, Concept]]:
     cells = []
     for row, concept in enumerate(concepts):
         swapped = Concept.combine(shape=concept, appearance=concepts[(row + 1) % len(concepts)])
-        single = [(prompt, concept) for prompt in (SHAPE, APPEARANCE, BOTH)]
-        cells += [*single, (BOTH, swapped), *((prompt, concept) for prompt in EDITS)]
+        prompts = (BOTH.format("gray"), BOTH.format("navy"), SHAPE.format("glossy pink", "sky"),
+                   SHAPE.format("metallic yellow", "lavender"), CUBE)  # fmt: skip
+        cells += [*((prompt, concept) for prompt in prompts), (BOTH.format("gray"), swapped)]
     return cells

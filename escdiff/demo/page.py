@@ -32,8 +32,8 @@ prompt stand for what was read from them. One forward pass, nothing is trained.
 MINI = "The bundled model knows one small world of plain objects; given a photo it paints the nearest thing it knows."
 EXAMPLES = [
     ("mug", "dog", "a photo of a <appearance> <shape> on a sky background"),
-    ("rocket", "mushroom", "a photo of a <appearance> <shape> on a navy background"),
-    ("dog", "rocket", "a photo of a <shape> made of <appearance> on a white background"),
+    ("mug-wide", "dog", "a photo of a <appearance> <shape> on a navy background"),
+    ("thing", "mug", "a photo of a <shape> made of <appearance> on a white background"),
 ]
 
 
