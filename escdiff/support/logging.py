@@ -2,8 +2,12 @@
 
 import warnings
 
-# Lightning's: of its own code, and of streams with a length, which here is exact for any number of workers.
-NOT_FOR_USERS = (r"`isinstance\(treespec, LeafSpec\)` is deprecated", r"Your `IterableDataset` has `__len__` defined")
+# PEFT's, of a second branch; Lightning's, of its own code and of streams with a length, which is exact here.
+NOT_FOR_USERS = (
+    r"Already found a `peft_config`",
+    r"`isinstance\(treespec, LeafSpec\)` is deprecated",
+    r"Your `IterableDataset` has `__len__` defined",
+)
 
 
 def quiet_libraries() -> None:
