@@ -6,7 +6,7 @@ Legend: B batch, C latent channels, h, w latent height and width (H, W divided b
 from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,7 @@ from escdiff.support.errors import UserError
 __all__ = ["Backbone", "Blueprint", "load_backbone", "loading_options", "mini_folder", "read_blueprint"]
 
 PARTS = ("unet", "vae", "text_encoder", "tokenizer", "scheduler", "text_encoder_2", "tokenizer_2")
+PROMPT = 77  # tokens of Stable Diffusion's prompts; the bundled model's have fewer
 DTYPES = {name: getattr(torch, name) for name in DTYPE_NAMES}
 
 
@@ -241,8 +242,8 @@ def _tokenizers(plan: Blueprint) -> dict[str, CLIPTokenizer]:
     """For the bundled configurations, CLIP's vocabulary from the bundled model; each kind has its padding."""
     if Path(plan.config).parent != ARCHITECTURES:
         return {}
-    clip, end = mini_folder() / "tokenizer", "<|endoftext|>"
-    found = {"tokenizer": CLIPTokenizer.from_pretrained(clip, pad_token="!" if plan.width == 1024 else end)}
+    read = partial(CLIPTokenizer.from_pretrained, mini_folder() / "tokenizer", model_max_length=PROMPT)
+    found = {"tokenizer": read(pad_token="!" if plan.width == 1024 else "<|endoftext|>")}
     if plan.is_xl:
-        found["tokenizer_2"] = CLIPTokenizer.from_pretrained(clip, pad_token="!")
+        found["tokenizer_2"] = read(pad_token="!")
     return found

@@ -76,7 +76,7 @@ def test_records_come_back_as_they_were_kept(tmp_path):
     save_task(tmp_path, "shape", "abc", 1.26, [record])
     assert load_task(tmp_path, "shape", "abc") is None  # its picture is not there
     (tmp_path / "a.png").touch()
-    assert load_task(tmp_path, "shape", "abc") == (1.3, [record])
+    assert load_task(tmp_path, "shape", "abc") == (1.26, [record])
     assert load_task(tmp_path, "shape", "abd") is None and load_task(tmp_path, "both", "abc") is None
     (tmp_path / "tasks" / "shape.json").write_text('{"settings": "abc"}', encoding="utf-8")
     assert load_task(tmp_path, "shape", "abc") is None
