@@ -3,7 +3,9 @@
 There is one layout, that of diffusers' `unet.save_lora_adapter`, so `unet.load_lora_adapter` reads every file of ours.
 """
 
-from collections.abc import Mapping
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 import safetensors.torch
@@ -72,7 +74,16 @@ def put_lora(unet: nn.Module, name: str, state: Mapping[str, Tensor], source: st
         UserError: see `check_lora`.
     """
     check_lora(unet, state, source)
-    unet.load_lora_adapter(dict(state), prefix=None, adapter_name=name)
+    with beside_others():
+        unet.load_lora_adapter(dict(state), prefix=None, adapter_name=name)
+
+
+@contextmanager
+def beside_others() -> Iterator[None]:
+    """Adapters stand side by side here, of which PEFT warns whenever one is added to another."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Already found a `peft_config`")
+        yield
 
 
 def without_adapters(unet: nn.Module) -> nn.Module:

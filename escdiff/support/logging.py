@@ -2,12 +2,8 @@
 
 import warnings
 
-# PEFT's, of a second branch; Lightning's, of its own code and of streams with a length, which is exact here.
-NOT_FOR_USERS = (
-    r"Already found a `peft_config`",
-    r"`isinstance\(treespec, LeafSpec\)` is deprecated",
-    r"Your `IterableDataset` has `__len__` defined",
-)
+# Lightning's: of its own code, and of streams with a length, which here is exact for any number of workers.
+NOT_FOR_USERS = (r"`isinstance\(treespec, LeafSpec\)` is deprecated", r"Your `IterableDataset` has `__len__` defined")
 
 
 def quiet_libraries() -> None:

@@ -1,6 +1,7 @@
 """Concepts of an encoder with branches: served with those very branches, or refused."""
 
 import logging
+import warnings
 from dataclasses import replace
 
 import artefacts
@@ -105,6 +106,13 @@ def test_branches_of_another_unet_change_nothing(root):
     with pytest.raises(UserError, match="is for another U-Net .*has 64 channels there, the adapter 32"):
         ConceptEncoder.from_pretrained(root / "one").branches.put(unet)
     assert list(unet.state_dict()) == keys and hash_of(unet) is None
+
+
+def test_nothing_is_said_of_adapters_that_stand_side_by_side(root, backbone, tiny_backbone, tmp_path):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        ConceptEncoder.from_pretrained(root / "routed", backbone)
+        artefacts.make_encoder(tmp_path, tiny_backbone, branch_rank=2)
 
 
 def test_stock_pipelines(root, backbone):
