@@ -26,13 +26,13 @@ from escdiff.backbone.identify import ARCHITECTURES, Blueprint, cannot_load, hub
 from escdiff.backbone.transformer import OPTIONS, load_transformer
 from escdiff.backbone.unet_feed import UNetFeed
 from escdiff.conditioning import ConditioningSpace, PromptEncoder
+from escdiff.conditioning.binding import TOKENS
 from escdiff.support.config.backbone import DTYPE_NAMES, BackboneConfig
 from escdiff.support.errors import UserError
 
 __all__ = ["Backbone", "Blueprint", "load_backbone", "loading_options", "mini_folder", "read_blueprint"]
 
 PARTS = ("unet", "vae", "text_encoder", "tokenizer", "scheduler", "text_encoder_2", "tokenizer_2")
-PROMPT = 77  # tokens of Stable Diffusion's prompts; the bundled model's have fewer
 DTYPES = {name: getattr(torch, name) for name in DTYPE_NAMES}
 
 
@@ -239,10 +239,13 @@ def loading_options(settings: BackboneConfig) -> dict[str, Any]:
 
 
 def _tokenizers(plan: Blueprint) -> dict[str, CLIPTokenizer]:
-    """For the bundled configurations, CLIP's vocabulary from the bundled model; each kind has its padding."""
+    """For the bundled configurations, CLIP's vocabulary from the bundled model, whose prompts are shorter than theirs.
+
+    Each kind has its padding.
+    """
     if Path(plan.config).parent != ARCHITECTURES:
         return {}
-    read = partial(CLIPTokenizer.from_pretrained, mini_folder() / "tokenizer", model_max_length=PROMPT)
+    read = partial(CLIPTokenizer.from_pretrained, mini_folder() / "tokenizer", model_max_length=TOKENS)
     found = {"tokenizer": read(pad_token="!" if plan.width == 1024 else "<|endoftext|>")}
     if plan.is_xl:
         found["tokenizer_2"] = read(pad_token="!")

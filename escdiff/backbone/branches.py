@@ -18,7 +18,7 @@ from peft import LoraConfig
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
-from escdiff.backbone.lora import beside_others, check_lora, lora_state, put_lora, read_lora, save_lora
+from escdiff.backbone.lora import add_lora, check_lora, lora_state, put_lora, read_lora, save_lora
 from escdiff.concept import ATTRIBUTES, Concept
 from escdiff.conditioning.acting import current_masks
 from escdiff.support.errors import UserError
@@ -64,8 +64,7 @@ def add_branches(unet: nn.Module, rank: int = 4, names: tuple[str, ...] = ATTRIB
         config = LoraConfig(
             r=rank, lora_alpha=rank, target_modules=r".*\.attn2\.to_(k|v)", init_lora_weights="gaussian"
         )
-        with beside_others():
-            unet.add_adapter(config, adapter_name=name)
+        add_lora(unet, name, config)
     set_branches(unet, dict.fromkeys(names, 1.0))
     for parameter in (p for name in names for p in branch_parameters(unet, name)):
         parameter.requires_grad_(True)

@@ -12,6 +12,7 @@ import safetensors.torch
 import torch
 from diffusers import UNet2DConditionModel
 from diffusers.utils.torch_utils import unwrap_module
+from peft import LoraConfig
 from peft.utils import get_peft_model_state_dict
 from safetensors import SafetensorError
 from torch import Tensor, nn
@@ -74,12 +75,18 @@ def put_lora(unet: nn.Module, name: str, state: Mapping[str, Tensor], source: st
         UserError: see `check_lora`.
     """
     check_lora(unet, state, source)
-    with beside_others():
+    with _beside_others():
         unet.load_lora_adapter(dict(state), prefix=None, adapter_name=name)
 
 
+def add_lora(unet: nn.Module, name: str, config: LoraConfig) -> None:
+    """Add a new adapter under a name and make it the active one."""
+    with _beside_others():
+        unet.add_adapter(config, adapter_name=name)
+
+
 @contextmanager
-def beside_others() -> Iterator[None]:
+def _beside_others() -> Iterator[None]:
     """Adapters stand side by side here, of which PEFT warns whenever one is added to another."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Already found a `peft_config`")

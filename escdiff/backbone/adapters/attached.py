@@ -20,7 +20,7 @@ from escdiff.backbone import Backbone
 from escdiff.backbone.adapters.fused import FUSE, put_fuse, take_fuse
 from escdiff.backbone.adapters.gated import GATES, put_gates, take_gates
 from escdiff.backbone.branches import delete_adapters, training_kept
-from escdiff.backbone.lora import lora_state, put_lora, read_lora, save_lora
+from escdiff.backbone.lora import add_lora, lora_state, put_lora, read_lora, save_lora
 from escdiff.backbone.weights import Weights
 from escdiff.concept import Concept
 from escdiff.support.errors import UserError
@@ -41,7 +41,7 @@ class LowRank(Weights):
         self.unet = backbone.unet
         delete_adapters(self.unet, [NAME])  # of an earlier method on this backbone
         config = LoraConfig(r=rank, lora_alpha=rank, target_modules=layers, init_lora_weights="gaussian")
-        self.unet.add_adapter(config, adapter_name=NAME)
+        add_lora(self.unet, NAME, config)
 
     def parameters(self) -> list[nn.Parameter]:
         return [p for key, p in self.unet.named_parameters() if ".lora_" in key and f".{NAME}." in key]

@@ -9,8 +9,9 @@ import math
 from collections.abc import Sequence
 
 from escdiff.mini.world import words
-from escdiff.mini.world.words import Mixture
 from escdiff.mini.world.world import PATTERNS, Material, Shape
+
+Mixture = dict[str, float]  # word -> its share of one place of a phrase; the shares sum to 1
 
 
 def shape_mixture(shape: Shape) -> tuple[Mixture, ...]:
@@ -54,9 +55,10 @@ def blend(value: float, degrees: Sequence[str], head: str) -> Mixture:
             are whole numbers, and nothing lies between.
         head: what the degrees are said of; stands for the middle one, which has no word.
     """
-    position = min(max(value * len(degrees) - 0.5, 0.0), len(degrees) - 1.0)
-    low = words.degree(value) if degrees[len(degrees) // 2] else math.floor(position)
-    share = 0.0 if degrees[len(degrees) // 2] else position - low
+    whole = bool(degrees[len(degrees) // 2])
+    position = words.degree(value) if whole else min(max(value * len(degrees) - 0.5, 0.0), len(degrees) - 1.0)
+    low = math.floor(position)
+    share = position - low
     mixed: Mixture = {}
     for degree, weight in ((low, 1 - share), (low + 1, share)):
         said = degrees[degree].split() or [head] if weight else []

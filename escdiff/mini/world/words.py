@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from escdiff.mini.world.world import SCALES, TILT, Material, Shape
 
 DEGREES = 5
-Mixture = dict[str, float]  # word -> its share of one place of a phrase; the shares sum to 1
 
 
 @dataclass(frozen=True)

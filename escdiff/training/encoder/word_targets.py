@@ -17,7 +17,7 @@ Phrase = str | Sequence[Mapping[str, float]]  # words, or for each place of a ph
 
 
 class WordTargets:
-    """Words to target vectors, each looked up once."""
+    """Words to target vectors, each looked up once; put together on the CPU, and moved once a batch."""
 
     def __init__(self, prompts: PromptEncoder) -> None:
         self.prompts, self._known = prompts, {}
@@ -25,28 +25,28 @@ class WordTargets:
     def __call__(self, phrases: Sequence[Phrase], count: int) -> tuple[Tensor, Tensor]:
         """Phrases, empty where there is none -> targets (B, K, D) and which of them count, bool (B,)."""
         device = self.prompts.embedding_weight.device
-        missing = torch.zeros(count, self.prompts.width, device=device)
+        missing = torch.zeros(count, self.prompts.width)
         targets = torch.stack([self._target(phrase, count) if phrase else missing for phrase in phrases])
-        return targets, torch.tensor([bool(phrase) for phrase in phrases], device=device)
+        return targets.to(device), torch.tensor([bool(phrase) for phrase in phrases], device=device)
 
     def _target(self, phrase: Phrase, count: int) -> Tensor:
         return self._look_up(phrase, count) if isinstance(phrase, str) else spread(self._mix(phrase), count)
 
     def _mix(self, phrase: Sequence[Mapping[str, float]]) -> Tensor:
         """Vectors (N, D) of a phrase's places; a word of several tokens has them over the places it stands in."""
-        mixed = torch.zeros(len(phrase), self.prompts.width, device=self.prompts.embedding_weight.device)
+        mixed = torch.zeros(len(phrase), self.prompts.width)
         for first, place in enumerate(phrase):
             for word in place:
                 if first and word in phrase[first - 1]:
                     continue
                 run = list(takewhile(lambda place, word=word: word in place, phrase[first:]))
-                shares = mixed.new_tensor([place[word] for place in run])
+                shares = torch.tensor([place[word] for place in run])
                 mixed[first : first + len(run)] += shares[:, None] * self._look_up(word, len(run))
         return mixed
 
     def _look_up(self, phrase: str, count: int) -> Tensor:
         if (phrase, count) not in self._known:
-            self._known[phrase, count] = self.prompts.spread(phrase, count)
+            self._known[phrase, count] = self.prompts.spread(phrase, count).cpu()
         return self._known[phrase, count]
 
 
