@@ -98,7 +98,7 @@ def scaling(sizes: Sizes) -> str:
     lines = [
         "| | |", "|---|---|",
         f"| step of one GPU | {BATCH} / {RATE} = {step:.2f} s |",
-        f"| trained parameters | {sizes.trained / 1e6:.2f} M (no branches) |",
+        f"| trained parameters | {sizes.trained / 1e6:.2f} M, branches included |",
         f"| gradients, in float32 | {mb(sizes.gradients)} |",
         f"| on the wire per GPU and step (ring all-reduce) | 2 × {GPUS - 1}/{GPUS} × as much = {mb(wire)} |",
     ]  # fmt: skip

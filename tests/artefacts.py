@@ -72,10 +72,10 @@ def make_encoder(root: Path, backbone, **options) -> tuple[ConceptEncoder, torch
     encoder = ConceptEncoder.for_backbone(settings, load_vision(str(tower)), backbone, backbone.p_plus()).eval()
     encoder.load_state_dict({key: value.half().float() for key, value in encoder.state_dict().items()})
     unet = tiny.make_unet().requires_grad_(False)
-    if settings.branch_rank:
-        add_branches(unet, settings.branch_rank, routed=settings.branches == "routed")
+    if names := settings.branch_names:
+        add_branches(unet, settings.branch_rank, names, settings.branches == "routed")
         with torch.no_grad():
-            for name in ATTRIBUTES:
+            for name in names:
                 for parameter in branch_parameters(unet, name):
                     parameter.normal_()
     return encoder, unet

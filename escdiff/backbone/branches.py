@@ -174,7 +174,7 @@ class Branches:
             check_lora(unet, state, self.source)
         names = tuple(self.states)
         with training_kept(unet):
-            remove_branches(unet, names)
+            remove_branches(unet)
             for name, state in self.states.items():
                 put_lora(unet, name, state, self.source)
             set_branches(unet, dict.fromkeys(names, 1.0))

@@ -41,9 +41,9 @@ def save(encoder, folder: Path, unet: nn.Module | None = None, card: str = "") -
     Raises:
         UserError: the encoder has branches, but neither it nor `unet` has their weights.
     """
-    has_branches = bool(encoder.config.branch_rank)
-    branches = Branches.of(unet) if has_branches and unet is not None else encoder.branches
-    if has_branches and branches is None:
+    names = encoder.config.branch_names
+    branches = Branches.of(unet, names) if names and unet is not None else encoder.branches
+    if names and branches is None:
         raise UserError("the encoder has branches, but their weights are in the U-Net: give it as unet=")
     tower = encoder.vision
     about = {
@@ -59,7 +59,7 @@ def save(encoder, folder: Path, unet: nn.Module | None = None, card: str = "") -
     (folder / HERE).unlink(missing_ok=True)
     if tower_name(tower.spec) != tower.spec:
         write_json(folder / HERE, {"vision": str(Path(tower.spec).expanduser().absolute())})
-    if has_branches:
+    if names:
         branches.save(folder / BRANCHES)
     write_atomic(folder / CARD, encoder_card(encoder, card))
 
@@ -128,12 +128,12 @@ def read_branches(folder: Path, config) -> Branches | None:
     Raises:
         UserError: they are missing or damaged.
     """
-    if not config.branch_rank:
+    if not config.branch_names:
         return None
     if not (folder / BRANCHES).is_dir():
         what = f"the encoder in {folder} has branches, but no folder {BRANCHES} with their weights"
         raise UserError(f"{what}; copy or export it again")
-    return Branches.read(folder / BRANCHES, config.branches == "routed")
+    return Branches.read(folder / BRANCHES, config.branches == "routed", config.branch_names)
 
 
 def branches_for(concepts: list[Concept], folder: str | Path | None, backbone=None) -> Branches | None:

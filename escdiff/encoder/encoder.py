@@ -231,7 +231,7 @@ class ConceptEncoder(nn.Module):
     @property
     def needed_branches(self) -> dict[str, str]:
         """What its concepts say about them, see `Concept.branches`; the hash is empty while they are being trained."""
-        if not self.config.branch_rank:
+        if not self.config.branch_names:
             return {}
         return {"encoder": self.name, "hash": self.branches.hash if self.branches else ""}
 

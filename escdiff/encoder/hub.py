@@ -100,7 +100,7 @@ def encoder_card(encoder, extra: str = "") -> str:
     """README.md of an encoder's folder."""
     count = sum(p.numel() for p in encoder.parameters()) / 1e6
     config, base = encoder.config, portable(encoder.base_model)
-    branches = f"rank {config.branch_rank}, {config.branches}" if config.branch_rank else "none"
+    branches = f"rank {config.branch_rank}, {config.branches}, {config.branched}" if config.branch_names else "none"
     rows = {
         "base model": f"{base} (text encoder {encoder.text_hash})",
         "vision tower": f"{portable(encoder.vision.spec)}, frozen",

@@ -193,7 +193,12 @@ def layers(
 
 @app.command()
 def curves(
-    runs: Annotated[list[Path], typer.Argument(help="Run folders of `python train.py`, in the order they were run.")],
+    runs: Annotated[
+        list[Path],
+        typer.Argument(
+            help="Run folders of `python train.py`, in the order they were run; a CSV stands for earlier ones."
+        ),
+    ],
     out: Annotated[Path, typer.Option(help="Picture to write.")] = Path("curves.png"),
 ) -> None:
     """Training curves, one panel per recipe, and a CSV beside; runs that went on from each other make one curve."""

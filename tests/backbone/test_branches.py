@@ -38,11 +38,11 @@ PROMPT = "a photo of a <appearance> <shape>"
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory, tiny_backbone):
-    """Folders "one" and "two" of encoders with branches, "routed" of one with routed ones, and "none" without."""
+    """Folders of encoders with branches ("one", "two"), routed ones ("routed"), one for the shape alone, or "none"."""
     root = tmp_path_factory.mktemp("branches")
     for seed, (name, options) in enumerate({
         "one": {"branch_rank": 2}, "two": {"branch_rank": 3}, "none": {},
-        "routed": {"branch_rank": 2, "branches": "routed"},
+        "routed": {"branch_rank": 2, "branches": "routed"}, "shape": {"branch_rank": 2, "branched": "shape"},
     }.items()):  # fmt: skip
         encoder, unet = artefacts.make_encoder(root, tiny_backbone, **options)
         if options:
@@ -279,6 +279,20 @@ def test_a_training_without_branches_has_none_in_the_unet(root, backbone):
     with pytest.raises(UserError, match="has other sizes than the blocks encoder and space say"):
         make_encoder(replace(config, features=8), SpaceConfig(), backbone, str(root / "none"))
     assert hash_of(backbone.unet) is None
+
+
+def test_one_attribute_alone_has_a_branch(root, backbone):
+    ConceptEncoder.from_pretrained(root / "one", backbone)
+    encoder = ConceptEncoder.from_pretrained(root / "shape", backbone)
+    assert set(backbone.unet.peft_config) == {"shape"}
+    assert [file.name for file in (root / "shape" / "branches").iterdir()] == ["shape.safetensors"]
+    paint(backbone, concept_of(root / "shape"))
+    remove_branches(backbone.unet)
+    again = make_encoder(encoder.config, SpaceConfig(), backbone, str(root / "shape"))
+    EncoderModule(again, backbone, LossConfig(), 1e-3, 10)
+    assert len(trained(backbone.unet)) == 2 * 16 * 2
+    with pytest.raises(UserError, match="has branches of shape, encoder.branched=both given"):
+        make_encoder(replace(encoder.config, branched="both"), SpaceConfig(), backbone, str(root / "shape"))
 
 
 def test_branches_are_trained_only_where_a_training_adds_them(root):

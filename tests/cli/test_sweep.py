@@ -76,17 +76,17 @@ def test_an_experiment_may_name_the_cells_of_a_sweep(tmp_path, monkeypatch):
     ran = []
     monkeypatch.setattr(train, "run", ran.append)
     monkeypatch.setattr(RunFolder, "write_manifest", lambda self, **values: None)
-    for group, *one in (["branches"], ["tokens"], ["draws", "loss.draws=4"]):
+    for group, *one in (["branched"], ["tokens"], ["draws", "loss.draws=4"]):
         argv = ["-m", f"experiment=ablation/{group}", f"sweep_dir={tmp_path}", "data.num_workers=0", *one]
         monkeypatch.setattr(sys, "argv", ["train.py", *argv])
         train._main(argv)
     assert [config.run_id for config in ran] == [
-        "encoder.branch_rank=4,encoder.branches=lora", "encoder.branch_rank=4,encoder.branches=routed",
+        "encoder.branched=shape", "encoder.branched=appearance",
         *(f"encoder.tokens={{shape:{k},appearance:{k}}}" for k in (1, 2, 4)),
         "data.batch_size=8,loss.draws=4",
     ]  # fmt: skip
     assert [config.run_dir for config in ran] == [f"{tmp_path}/{config.run_id}" for config in ran]
-    assert ran[1].encoder.branches == "routed" and ran[4].encoder.tokens == {"shape": 4, "appearance": 4}
+    assert ran[1].encoder.branched == "appearance" and ran[4].encoder.tokens == {"shape": 4, "appearance": 4}
     assert ran[0].trainer.max_steps == 400  # the base cell's
 
 

@@ -32,6 +32,7 @@ from escdiff.training.loop.sample_order import EpochSampler
 HIDE = {(): 0.8, ("shape",): 0.06, ("appearance",): 0.08, ("shape", "appearance"): 0.06}
 LEAST = 0.4  # of how full the other captions are: what a caption leaves out, no sample can teach
 PROXY_STEPS = 250  # between two measurements of whether words are heard
+DECAY = 0.95  # of the run, while the rate falls: at a constant one the right words' margins stand still (docs/log.md)
 EMPTY = 0.1  # captions replaced by nothing, for classifier-free guidance
 
 
@@ -133,7 +134,7 @@ class UnetModule(L.LightningModule):
 
     def configure_optimizers(self):
         optimizer = Muon(self.unet.parameters(), self.hparams.lr)
-        return with_schedule(optimizer, self.hparams.warmup, self.hparams.max_steps)
+        return with_schedule(optimizer, self.hparams.warmup, self.hparams.max_steps, DECAY)
 
 
 def build(config: TrainConfig) -> Training:

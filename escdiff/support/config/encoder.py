@@ -30,10 +30,17 @@ class EncoderConfig:
     branch_rank: int = key(0, "of the LoRA branches on the U-Net's keys and values; 0 for none", low=0)
     branches: str = key("lora", "lora: on every token; routed: each branch on the tokens of its own placeholder",
                         choices=("lora", "routed"))  # fmt: skip
+    branched: str = key("both", "the attributes that have a branch", choices=("both", "shape", "appearance"))
 
     def __post_init__(self) -> None:
         empty = {attribute: [] for attribute in ("shape", "appearance")}
         self.vocabulary = empty | {attribute: list(words) for attribute, words in self.vocabulary.items()}
+
+    @property
+    def branch_names(self) -> tuple[str, ...]:
+        """The attributes with a branch, which is also the name of its adapter; none where there are no branches."""
+        both = ("shape", "appearance")
+        return () if not self.branch_rank else both if self.branched == "both" else (self.branched,)
 
     @property
     def words(self) -> dict[str, list[str]]:

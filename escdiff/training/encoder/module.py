@@ -53,14 +53,14 @@ class EncoderModule(L.LightningModule):
         self.optimizer_name = optimizer
         self._frozen = (backbone,)  # a tuple hides it from nn.Module
         self.branches = nn.ParameterList()
-        if encoder.config.branch_rank:
+        if names := encoder.config.branch_names:
             unet, routed = backbone.unet, encoder.config.branches == "routed"
             if encoder.branches is None:
-                add_branches(unet, encoder.config.branch_rank, routed=routed)
+                add_branches(unet, encoder.config.branch_rank, names, routed)
             else:  # those to start from
                 replace(encoder.branches, routed=routed).put(unet)
                 encoder.branches, unet.branch_hash = None, ""  # they become others
-            self.branches.extend(p for name in ATTRIBUTES for p in branch_parameters(unet, name))
+            self.branches.extend(p for name in names for p in branch_parameters(unet, name))
             for parameter in self.branches:  # PEFT makes them of the U-Net's type, in which small steps round away
                 parameter.data = parameter.data.float()
                 parameter.requires_grad_(True)

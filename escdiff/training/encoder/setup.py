@@ -59,10 +59,12 @@ def make_encoder(
     encoder = ConceptEncoder.for_backbone(settings, load_vision(settings.vision), backbone, cells)
     if init:
         read_config(init, backbone)  # refuses what is not for it; with the backbone its U-Net would get the branches
-        stored, rank = ConceptEncoder.from_pretrained(init), settings.branch_rank
-        if stored.config.branch_rank not in (0, rank):
-            what = f"init={init} has branches of rank {stored.config.branch_rank}, encoder.branch_rank={rank} given"
-            raise UserError(f"{what}; give encoder.branch_rank={stored.config.branch_rank}")
+        stored = ConceptEncoder.from_pretrained(init)
+        for name, of in {"branch_rank": "rank ", "branched": ""}.items() if stored.branches else ():
+            has, given = getattr(stored.config, name), getattr(settings, name)
+            if has != given:
+                what = f"init={init} has branches of {of}{has}, encoder.{name}={given} given"
+                raise UserError(f"{what}; give encoder.{name}={has}")
         try:
             encoder.load_state_dict(stored.state_dict())
         except RuntimeError:

@@ -34,6 +34,23 @@ def test_runs_of_one_recipe_go_on_from_each_other(tmp_path):
     ]
 
 
+def test_a_table_stands_for_runs_that_are_gone(tmp_path):
+    runs = [make_run(tmp_path / "a", 0, [10, 11], 4), make_run(tmp_path / "b", 2, [12, None, 14], 8)]
+    draw_curves(runs[:1], tmp_path / "earlier.png")
+    for found, expected in zip(
+        read_curves([tmp_path / "earlier.csv", runs[1]])["vae"]["psnr"], read_curves(runs)["vae"]["psnr"], strict=True
+    ):
+        assert found.tolist() == expected.tolist()
+
+
+@pytest.mark.parametrize("text", [None, "", "recipe,metric\nvae,psnr\n", "recipe,metric,samples,value\nvae,psnr,8,x\n"])
+def test_a_file_that_is_no_table(tmp_path, text):
+    if text is not None:
+        (tmp_path / "a.csv").write_text(text, encoding="utf-8")
+    with pytest.raises(UserError, match="is no table of curves|logged nothing"):
+        read_curves([tmp_path / "a.csv"])
+
+
 def test_runs_that_have_logged_nothing(tmp_path):
     run = make_run(tmp_path / "a", 0, [], 4)
     for lines in ("", '{"step": 0, "val/psnr": 3.0}\n'):
