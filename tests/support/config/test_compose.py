@@ -179,8 +179,12 @@ def test_a_run_folder_of_before_the_dataclasses_is_read():
     """tests/support/config/run_of_november.yaml was written by `method=xti` on 2026-11-26."""
     old = yaml.safe_load(Path(__file__).with_name("run_of_november.yaml").read_text(encoding="utf-8"))
     config = read("train", old)
-    tokens = "encoder.tokens={shape:2,appearance:6}"  # of the recipe then; a run keeps what it was made with
-    now = compose("train", ["method=xti", "data.references=pictures/mug.png", tokens])
+    then = [  # of the recipe of that day; a run keeps what it was made with
+        "encoder.tokens={shape:2,appearance:6}",
+        "encoder.branch_rank=0",
+        "encoder.branches=lora",
+    ]
+    now = compose("train", ["method=xti", "data.references=pictures/mug.png", *then])
     assert (config.run_id, config.run_dir) == ("xti-mug-03d55f", "outputs/runs/xti-mug-03d55f")
     assert config == replace(now, run_id=config.run_id, run_dir=config.run_dir)
     with pytest.raises(UserError, match="unknown key 'optim.lrr'; did you mean optim.lr"):
