@@ -113,9 +113,9 @@ def delete_adapters(unet: nn.Module, names: Sequence[str]) -> None:
         unet.delete_adapters(there)
 
 
-def remove_branches(unet: nn.Module, names: tuple[str, ...] = ATTRIBUTES) -> None:
+def remove_branches(unet: nn.Module) -> None:
     """Take the adapters out; without others the U-Net is the stock one again, its modules' names included."""
-    delete_adapters(unet, names)
+    delete_adapters(unet, ATTRIBUTES)
     for mark in ("routing", "branch_hash"):
         if hasattr(unet, mark):
             delattr(unet, mark)

@@ -4,6 +4,8 @@ from dataclasses import dataclass
 
 from escdiff.support.config.keys import key
 
+ATTRIBUTES = ("shape", "appearance")  # as in escdiff.concept, which lies above
+
 
 @dataclass
 class EncoderConfig:
@@ -33,14 +35,15 @@ class EncoderConfig:
     branched: str = key("both", "the attributes that have a branch", choices=("both", "shape", "appearance"))
 
     def __post_init__(self) -> None:
-        empty = {attribute: [] for attribute in ("shape", "appearance")}
+        empty = {attribute: [] for attribute in ATTRIBUTES}
         self.vocabulary = empty | {attribute: list(words) for attribute, words in self.vocabulary.items()}
 
     @property
     def branch_names(self) -> tuple[str, ...]:
         """The attributes with a branch, which is also the name of its adapter; none where there are no branches."""
-        both = ("shape", "appearance")
-        return () if not self.branch_rank else both if self.branched == "both" else (self.branched,)
+        if not self.branch_rank:
+            return ()
+        return ATTRIBUTES if self.branched == "both" else (self.branched,)
 
     @property
     def words(self) -> dict[str, list[str]]:
