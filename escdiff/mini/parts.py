@@ -21,7 +21,7 @@ LENGTH = 48  # tokens of a prompt; the longest caption has 47, and every layer p
 LATENT_CHANNELS = 8  # four cannot hold small patterns at 128 pixels
 WIDTH = 128  # of the text encoder, hence of the cross-attention
 VAE_CHANNELS = (16, 32, 64, 128)
-UNET_CHANNELS, UNET_HEADS = (32, 64, 128, 128), (1, 2, 4, 4)
+UNET_CHANNELS, UNET_HEADS = (64, 128, 128, 128), (2, 4, 4, 4)
 
 
 def make_tokenizer(length: int = 77) -> CLIPTokenizer:

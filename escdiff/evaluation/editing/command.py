@@ -1,4 +1,4 @@
-"""`python -m escdiff.evaluation edits --out DIR` and `places --out DIR --anydoor DIR`."""
+"""`python -m escdiff.evaluation edits --out DIR`, `places --out DIR --anydoor DIR` and `steering --out DIR`."""
 
 import shlex
 import sys
@@ -52,7 +52,20 @@ def places(
     _run(PLACES, {"anydoor": anydoor}, out, quick, methods, count, None, backbone, oracle, steps, guidance, seed)
 
 
-COMMANDS = (edits, places)
+def steering(
+    out: Out, quick: Quick = False, methods: Methods = "all", count: Count = 0, backbone: BackboneName = "mini",
+    oracle: Oracle = None, steps: Steps = 0, guidance: Guidance = 3.0, seed: Seed = 0,
+) -> None:  # fmt: skip
+    """Paint two things of different colours under every control, and under a null of random directions.
+
+    Writes steering.md, steering.png and steering.json; it goes on as `edits` does.
+    """
+    from escdiff.evaluation.editing.steering import STEERING
+
+    _run(STEERING, {}, out, quick, methods, count, None, backbone, oracle, steps, guidance, seed)
+
+
+COMMANDS = (edits, places, steering)
 
 
 def _run(

@@ -18,8 +18,8 @@ SHOWN = 8  # cases in the sheet
 
 def unit_of(score: str) -> str:
     """Its unit, of `escdiff.evaluation.report.units`."""
-    if score == "iou":
-        return "overlap"
+    if score in ("iou", "passes"):
+        return {"iou": "overlap", "passes": "count"}[score]
     return "dB" if score.startswith("psnr") else units.SHARE
 
 
@@ -56,6 +56,6 @@ def draw_sheet(path: Path, out: Path, cases: Sequence[Case], records: Mapping[st
 def _cell(name: str, summary: Mapping[str, float] | None) -> str:
     if summary is None:
         return ""
-    factor, places = {"dB": (1, 1), "overlap": (1, 2)}.get(unit_of(name), (100, 0))
+    factor, places = {"dB": (1, 1), "overlap": (1, 2), "count": (1, 0)}.get(unit_of(name), (100, 0))
     mean, low, high = (f"{factor * summary[part]:.{places}f}" for part in ("mean", "low", "high"))
     return f"{mean} [{low}, {high}]"

@@ -27,6 +27,7 @@ class Tools:
     Attributes:
         trained: editor -> folder of the model that was trained for it.
         saved: seconds of inversions that were at hand, those of all calls of `source` together.
+        passes: case -> calls of the U-Net for its picture, until they are judged.
     """
 
     models: Models
@@ -34,6 +35,7 @@ class Tools:
 
     def __post_init__(self) -> None:
         self.backbone, self._sources, self.saved = with_ddim(self.models.backbone), {}, 0.0
+        self.passes: dict[int, int] = {}
         self.pipeline = self.backbone.pipeline()
         self.pipeline.set_progress_bar_config(disable=True)
 

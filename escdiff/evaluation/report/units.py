@@ -26,6 +26,7 @@ UNITS = {
     "overlap": "{:.3f}",
     RATING: "{:.3f}",
     "distance": "{:.3f}",
+    "count": "{:.0f}",
     "delta E": "{:.1f}",
     "dB": "{:.1f}",
 }

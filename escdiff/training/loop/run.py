@@ -51,6 +51,8 @@ def train(config: TrainConfig, callbacks: Sequence[L.Callback] = ()) -> None:
 def _train(config: TrainConfig, callbacks: Sequence[L.Callback], folder: RunFolder) -> None:
     if not config.resume:
         folder.check_fresh()
+    elif folder.saved():
+        folder.check_same(config)
     if config.recipe != "encoder" and config.data.tokens:
         what = f"data.tokens={config.data.tokens} given with recipe={config.recipe}"
         raise UserError(f"{what}, which runs the vision tower or has none; leave it out")

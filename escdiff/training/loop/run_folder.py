@@ -6,7 +6,7 @@ import platform
 import shutil
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
 from importlib import metadata
@@ -25,6 +25,8 @@ from escdiff.training.loop import checkpoint_files as checkpoint_io
 
 PACKAGES = ("escdiff", "torch", "lightning", "diffusers", "transformers", "peft", "open_clip_torch")
 SPARE = 200e6  # bytes, for metrics and sample grids
+# Keys that make another training of it; others, such as hardware and length, may change on the way.
+OF_A_TRAINING = ("recipe", "seed", "init", "naming", "instances", "encoder", "loss", "space", "optim", "method")
 log = logging.getLogger(__name__)
 
 
@@ -132,6 +134,27 @@ class RunFolder:
             what = f"{self.checkpoints} holds checkpoints of an earlier run and resume=false was given"
             raise UserError(f"{what}; say resume=true to go on, or give another run_id")
 
+    def check_same(self, config: TrainConfig) -> None:
+        """Refuse to go on from the checkpoints of another training, whose settings would silently not count.
+
+        Raises:
+            UserError: names the first settings that differ, theirs and ours.
+        """
+        try:
+            stored = yaml.safe_load((self.path / "config.yaml").read_text(encoding="utf-8"))
+        except (OSError, ValueError, yaml.YAMLError):
+            return
+        theirs, ours = dict(_flat(stored or {})), dict(_flat(asdict(config)))
+        differ = [
+            f"{name}={theirs[name]} there, {ours[name]} given"
+            for name in theirs
+            if name.split(".")[0] in OF_A_TRAINING and name in ours and theirs[name] != ours[name]
+        ]
+        if differ:
+            more = f" and {len(differ) - 3} more" if len(differ) > 3 else ""
+            what = f"{self.path} holds checkpoints of another training ({'; '.join(differ[:3])}{more})"
+            raise UserError(f"{what}; give run_id=NAME to train beside it, or its settings to go on")
+
     def check_space(self, module: nn.Module, keep: int) -> None:
         """Refuse a run whose checkpoints would not fit on the disk.
 
@@ -153,6 +176,15 @@ class RunFolder:
     def write_manifest(self, **values: Any) -> None:
         """Merge `values` into manifest.json."""
         write_atomic(self.path / "manifest.json", json.dumps({**self.manifest(), **values}, indent=1).encode())
+
+
+def _flat(values: Mapping[str, Any], before: str = "") -> Iterator[tuple[str, Any]]:
+    """Names with dots and values, as YAML would write and read them."""
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{before}{name}.")
+        else:
+            yield f"{before}{name}", list(value) if isinstance(value, tuple) else value
 
 
 def environment() -> dict[str, Any]:

@@ -131,6 +131,18 @@ def test_resume_false_never_overwrites(config):
         run.train(config)
 
 
+def test_another_training_does_not_go_on_in_the_folder(config):
+    """Else it would be taken for done, and its `init` and weights of the loss would not count."""
+    run.train(config, [StopAt(4)])
+    config.init = "elsewhere"
+    with pytest.raises(UserError, match=r"another training \(init=None there, elsewhere given\); give run_id=NAME"):
+        run.train(config)
+    config.init, config.loss.words, config.optim.lr = None, 0.7, 0.25
+    with pytest.raises(UserError, match=r"loss.words=0.1 there, 0.7 given; optim.lr=.* there, 0.25 given"):
+        run.train(config)
+    assert run.RunFolder(config.run_dir).newest_checkpoint().name == "step-000000004.ckpt"
+
+
 def test_finished_run_only_finishes_again(config):
     run.train(config)
     weight = FINISHED.pop().net.weight
