@@ -8,6 +8,7 @@ from escdiff.control import Control
 from escdiff.control.attend_excite import AttendExcite
 from escdiff.control.boxes import Boxes
 from escdiff.control.conform import Conform
+from escdiff.data.prompts import article
 from escdiff.evaluation.bench.instances import stream
 from escdiff.evaluation.bench.pictures import pixels_of
 from escdiff.evaluation.bench.records import Record
@@ -42,7 +43,7 @@ def draw_steerings(seed: int, count: int) -> list[Edit]:
             plain = first.material.pattern == second.material.pattern == "plain"
             if plain and first.material.color != second.material.color and first.shape.family != second.shape.family:
                 break
-        edits.append(Edit(after.without(1).without(0), after, f"a {'; a '.join(phrases(after))}", "pair"))
+        edits.append(Edit(after.without(1).without(0), after, "; ".join(map(article, phrases(after))), "pair"))
     return edits
 
 
