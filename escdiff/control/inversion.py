@@ -135,7 +135,7 @@ def invert(
         raise UserError(f"steps={steps} and rounds={rounds} were given; expected 1 or more of each")
     if not prompt.strip():
         log.warning(
-            "an empty prompt inverts badly (12 dB on the bundled model, 37 with the caption); say what is shown"
+            "an empty prompt inverts badly (24 dB on the bundled model, 33 with the caption); say what is shown"
         )
     clean = encode(pipeline, picture)
     height, width = (side * pipeline.vae_scale_factor for side in clean.shape[-2:])
