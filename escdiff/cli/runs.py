@@ -1,11 +1,11 @@
 """`python -m escdiff.cli.runs FOLDER`: the runs of a sweep as one table, the best first."""
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from escdiff.cli.door import door
+from escdiff.support.config.keys import leaves
 from escdiff.support.errors import UserError
 from escdiff.support.files import write_atomic
 
@@ -48,14 +48,6 @@ def tabulate(folder: Path, metric: str, highest: bool) -> str:
         for config, status, step, value, rate in runs
     ]
     return "\n".join(f"| {' | '.join(row)} |" for row in [head, ["---"] * len(head), *rows]) + "\n"
-
-
-def leaves(config: Mapping, prefix: str = "") -> dict[str, Any]:
-    """Dotted key -> value, of all that is no dict."""
-    values = {}
-    for key, value in config.items():
-        values |= leaves(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
-    return values
 
 
 def number(value: float | None) -> str:

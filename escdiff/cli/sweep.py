@@ -6,10 +6,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from escdiff.cli.runs import OWN, leaves
+from escdiff.cli.runs import OWN
 from escdiff.support.config.compose import as_hydra, compose_overrides, register, verbatim_keys
 from escdiff.support.config.explain import explain
 from escdiff.support.config.folder import configs_folder, groups_of
+from escdiff.support.config.keys import leaves
 from escdiff.support.config.train import TrainConfig
 from escdiff.support.config.trainer import TrainerConfig
 from escdiff.support.errors import UserError

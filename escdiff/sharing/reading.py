@@ -1,13 +1,12 @@
 """Reading other people's files: safetensors without a question, a pickle only for who trusts its author."""
 
-from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from escdiff.support.config.keys import leaves
 from escdiff.support.errors import UserError
 
 PICKLES = (".bin", ".ckpt", ".pt", ".pth", ".pkl")
@@ -61,19 +60,11 @@ def _is_pickle(path: Path, trust_pickle: bool) -> bool:
 
 def _unpickle(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     try:
-        values = dict(_flat(torch.load(path, map_location="cpu", weights_only=True)))
+        values = leaves(torch.load(path, map_location="cpu", weights_only=True))
     except Exception as error:  # unpickling raises what it likes
         raise _unreadable(path, error) from error
     tensors = {name: value.detach() for name, value in values.items() if isinstance(value, Tensor)}
     return tensors, {name: value for name, value in values.items() if isinstance(value, str)}
-
-
-def _flat(values: Mapping[Any, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in values.items():
-        if isinstance(value, Mapping):
-            yield from _flat(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
 
 
 def _unreadable(path: Path, error: Exception) -> UserError:

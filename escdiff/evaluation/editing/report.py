@@ -18,9 +18,9 @@ SHOWN = 8  # cases in the sheet
 
 def unit_of(score: str) -> str:
     """Its unit, of `escdiff.evaluation.report.units`."""
-    if score in ("iou", "passes"):
-        return {"iou": "overlap", "passes": "count"}[score]
-    return "dB" if score.startswith("psnr") else units.SHARE
+    if score.startswith("psnr"):
+        return "dB"
+    return {"iou": "overlap", "passes": "count"}.get(score, units.SHARE)
 
 
 def report(task: Task, table: Mapping[str, Mapping[str, Mapping[str, float]]], about: Mapping[str, Any]) -> str:

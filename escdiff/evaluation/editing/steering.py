@@ -1,6 +1,7 @@
 """Task *steering*: two things of different colours in one prompt, painted under each control and under a null."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 from PIL import Image
 
@@ -13,11 +14,12 @@ from escdiff.evaluation.bench.instances import stream
 from escdiff.evaluation.bench.pictures import pixels_of
 from escdiff.evaluation.bench.records import Record
 from escdiff.evaluation.bench.scenes.readings import find, read
-from escdiff.evaluation.bench.scenes.requests import BESIDE, two_things
+from escdiff.evaluation.bench.scenes.requests import BESIDE, phrase_of, two_things
 from escdiff.evaluation.editing import editors
 from escdiff.evaluation.editing.cases import Case
 from escdiff.evaluation.editing.task import Editor, Task
 from escdiff.evaluation.editing.tools import Tools
+from escdiff.mini.world.arrangement import Arrangement
 from escdiff.mini.world.edits import Edit
 from escdiff.mini.world.rendering.render import boxes, render
 from escdiff.mini.world.scene_captions import scene_caption
@@ -39,23 +41,20 @@ def draw_steerings(seed: int, count: int) -> list[Edit]:
         rng = stream(seed, STREAM + number)
         while True:
             after = two_things(rng, BESIDE)
-            first, second = after.things
-            plain = first.material.pattern == second.material.pattern == "plain"
-            if plain and first.material.color != second.material.color and first.shape.family != second.shape.family:
+            if all(thing.material.pattern == "plain" for thing in after.things):
                 break
         edits.append(Edit(after.without(1).without(0), after, "; ".join(map(article, phrases(after))), "pair"))
     return edits
 
 
-def phrases(picture) -> list[str]:
+def phrases(picture: Arrangement) -> list[str]:
     """What the prompt calls its things: "red mug"."""
-    return [f"{thing.material.color} {thing.shape.family}" for thing in picture.things]
+    return [phrase_of(thing) for thing in picture.things]
 
 
 def prompt_of(case: Case) -> str:
     """Both things with "and" between them: which side is whose is left to the model."""
-    picture = case.edit.after
-    return scene_caption(type(picture)(picture.things, picture.scene))
+    return scene_caption(replace(case.edit.after, relation=""))
 
 
 def steered(control: Callable[[Case], Control | None]) -> Editor:

@@ -1,7 +1,7 @@
 """One key of a configuration, and what its value may be: the type of its field, and the bounds given to `key`."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from copy import deepcopy
 from dataclasses import MISSING, Field, dataclass, field, fields, is_dataclass
 from types import NoneType, UnionType
@@ -34,6 +34,14 @@ def key(
 def block(kind: type, verbatim: bool = False) -> Any:
     """The field of a block within another; a text typed for a `verbatim` block is the block's name."""
     return field(default_factory=kind, metadata={"verbatim": verbatim})
+
+
+def leaves(config: Mapping, prefix: str = "") -> dict[str, Any]:
+    """Dotted key -> value, of all that is no dict."""
+    values = {}
+    for name, value in config.items():
+        values |= leaves(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {f"{prefix}{name}": value}
+    return values
 
 
 @dataclass(frozen=True)

@@ -34,11 +34,8 @@ class TrainConfig:
     sweep_dir: str = key("outputs/sweeps/${recipe}", "folder of the run folders of a sweep")
     matmul_precision: str = key("high", "of float32 products on a GPU; see torch.set_float32_matmul_precision",
                                 choices=PRECISIONS)  # fmt: skip
-    resume: bool = key(
-        True,
-        "go on from the newest good checkpoint of run_dir, if it is of this training; false refuses "
-        "a folder that has one",
-    )
+    resume: bool = key(True, "go on from the newest good checkpoint of run_dir, if it is of this training; false "
+                       "refuses a folder that has one")  # fmt: skip
     export: str | None = key(None, "folder of the result; null: run_dir/export", verbatim=True)
     naming: float = key(0.0, "weight of naming every word of a caption among all words of its kind (clip)", low=0)
     instances: float = key(0.0, "weight of telling instances apart that share all words (clip)", low=0)

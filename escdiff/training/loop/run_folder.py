@@ -6,7 +6,7 @@ import platform
 import shutil
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from importlib import metadata
@@ -18,6 +18,7 @@ import yaml
 from lightning.pytorch.utilities import rank_zero_only
 from torch import nn
 
+from escdiff.support.config.keys import leaves
 from escdiff.support.config.train import TrainConfig
 from escdiff.support.errors import UserError
 from escdiff.support.files import write_atomic
@@ -144,7 +145,7 @@ class RunFolder:
             stored = yaml.safe_load((self.path / "config.yaml").read_text(encoding="utf-8"))
         except (OSError, ValueError, yaml.YAMLError):
             return
-        theirs, ours = dict(_flat(stored or {})), dict(_flat(asdict(config)))
+        theirs, ours = leaves(stored or {}), leaves(yaml.safe_load(_as_yaml(config)))
         differ = [
             f"{name}={theirs[name]} there, {ours[name]} given"
             for name in theirs
@@ -170,21 +171,15 @@ class RunFolder:
 
     def write_config(self, config: TrainConfig) -> None:
         """Write the composed configuration as YAML."""
-        text = yaml.safe_dump(asdict(config), sort_keys=False, allow_unicode=True)
-        write_atomic(self.path / "config.yaml", text.encode())
+        write_atomic(self.path / "config.yaml", _as_yaml(config).encode())
 
     def write_manifest(self, **values: Any) -> None:
         """Merge `values` into manifest.json."""
         write_atomic(self.path / "manifest.json", json.dumps({**self.manifest(), **values}, indent=1).encode())
 
 
-def _flat(values: Mapping[str, Any], before: str = "") -> Iterator[tuple[str, Any]]:
-    """Names with dots and values, as YAML would write and read them."""
-    for name, value in values.items():
-        if isinstance(value, Mapping):
-            yield from _flat(value, f"{before}{name}.")
-        else:
-            yield f"{before}{name}", list(value) if isinstance(value, tuple) else value
+def _as_yaml(config: TrainConfig) -> str:
+    return yaml.safe_dump(asdict(config), sort_keys=False, allow_unicode=True)
 
 
 def environment() -> dict[str, Any]:
