@@ -27,7 +27,8 @@ from escdiff.training.loop import checkpoint_files as checkpoint_io
 PACKAGES = ("escdiff", "torch", "lightning", "diffusers", "transformers", "peft", "open_clip_torch")
 SPARE = 200e6  # bytes, for metrics and sample grids
 # Keys that make another training of it; others, such as hardware and length, may change on the way.
-OF_A_TRAINING = ("recipe", "seed", "init", "naming", "instances", "encoder", "loss", "space", "optim", "method")
+OF_A_TRAINING = ("recipe", "seed", "init", "naming", "instances", "loss", "space", "optim", "method")
+READ_ENCODER = ("encoder", "anydoor")  # recipes; to others another default of `encoder` changes nothing
 log = logging.getLogger(__name__)
 
 
@@ -146,10 +147,11 @@ class RunFolder:
         except (OSError, ValueError, yaml.YAMLError):
             return
         theirs, ours = leaves(stored or {}), leaves(yaml.safe_load(_as_yaml(config)))
+        read = (*OF_A_TRAINING, *(("encoder",) if config.recipe in READ_ENCODER else ()))
         differ = [
             f"{name}={theirs[name]} there, {ours[name]} given"
             for name in theirs
-            if name.split(".")[0] in OF_A_TRAINING and name in ours and theirs[name] != ours[name]
+            if name.split(".")[0] in read and name in ours and theirs[name] != ours[name]
         ]
         if differ:
             more = f" and {len(differ) - 3} more" if len(differ) > 3 else ""

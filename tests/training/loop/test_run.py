@@ -137,10 +137,12 @@ def test_another_training_does_not_go_on_in_the_folder(config):
     config.init = "elsewhere"
     with pytest.raises(UserError, match=r"another training \(init=None there, elsewhere given\); give run_id=NAME"):
         run.train(config)
-    config.init, config.loss.words, config.optim.lr = None, 0.7, 0.25
+    config.init, config.encoder.branch_rank = None, config.encoder.branch_rank + 1  # which this recipe does not read
+    run.train(config)
+    config.loss.words, config.optim.lr = 0.7, 0.25
     with pytest.raises(UserError, match=r"loss.words=0.1 there, 0.7 given; optim.lr=.* there, 0.25 given"):
         run.train(config)
-    assert run.RunFolder(config.run_dir).newest_checkpoint().name == "step-000000004.ckpt"
+    assert run.RunFolder(config.run_dir).newest_checkpoint().name == "step-000000006.ckpt"
 
 
 def test_finished_run_only_finishes_again(config):
