@@ -88,11 +88,14 @@ def run_control(config: InferConfig, read: Callable[[InferConfig], tuple[Any, di
     from escdiff.cli.results import write_results
     from escdiff.control.inversion import fidelity, invert
     from escdiff.control.keep import paste
+    from escdiff.data.pictures import open_image
     from escdiff.pipelines.edit import edit_controls, with_ddim
     from escdiff.pipelines.generate import generate
     from escdiff.support.progress import sample_progress
 
     check_control(config)
+    for path in _files(config):
+        open_image(path)  # a wrong path is told before models are loaded
     if config.edit and config.edit.name in trained_edits.NEEDED:
         return trained_edits.run_trained(config, seconds)
     backbone, pictures, concepts = read(config)
@@ -124,6 +127,12 @@ def run_control(config: InferConfig, read: Callable[[InferConfig], tuple[Any, di
     if mask is not None and config.edit.paste:
         painted = [paste(result, picture, mask) for result in painted]
     return write_results(config, pictures, concepts, [config.prompt], painted, (), seconds)
+
+
+def _files(config: InferConfig) -> list[str]:
+    """The pictures that an edit reads, its references for the encoder apart."""
+    named = (config.picture, *(getattr(config.edit, key, None) for key in ("mask", "reference")))
+    return [path for path in named if path and path != "auto"]
 
 
 def make_control(config: InferConfig, settings: NamedConfig):

@@ -23,7 +23,9 @@ def run_trained(config: InferConfig, seconds: Any) -> Path:
         UserError: anything that the user can mend.
     """
     from escdiff.cli.results import write_results
+    from escdiff.support.logging import quiet_libraries
 
+    quiet_libraries()
     edit = {"instruct_pix2pix": _instruct, "anydoor": _place}[config.edit.name]
     pictures, prompts, painted = edit(config, config.edit, seconds)
     return write_results(config, pictures, {}, prompts, painted, (), seconds)

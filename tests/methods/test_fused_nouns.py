@@ -7,9 +7,9 @@ import torch.nn.functional as F
 
 import escdiff
 from escdiff.backbone.adapters.attached import applied
-from escdiff.backbone.adapters.fused import fuse_of
+from escdiff.backbone.adapters.fused import fuse_of, put_fuse
 from escdiff.concept import Concept
-from escdiff.conditioning.fuse import fuse_at
+from escdiff.conditioning.fuse import Fuse, fuse_at
 from escdiff.control.objectives import localise
 from escdiff.methods.fastcomposer import FastComposer
 from escdiff.methods.portraitbooth import PortraitBooth
@@ -224,6 +224,13 @@ def test_no_strength_is_the_stock_prompt_and_the_stage_is_a_callback_that_swaps_
     assert np.abs((found * 255).round() - np.asarray(ours, float)).max() <= 1
     escdiff.unload_concept(pipeline)
     assert fuse_of(backbone.unet) is None
+
+
+def test_words_of_another_width(fresh):
+    unet = fresh().unet
+    with pytest.raises(UserError, match="fuses words of width 24, and this U-Net reads words of width 32; paint with"):
+        put_fuse(unet, Fuse(24, 8).state_dict(), "a/fuse.safetensors")
+    assert fuse_of(unet) is None
 
 
 @pytest.mark.slow

@@ -46,7 +46,7 @@ def put_fuse(unet: nn.Module, state: Mapping[str, Tensor], source: str | Path) -
     """Give a U-Net an f, frozen.
 
     Raises:
-        UserError: it has another one, or the state is no f's.
+        UserError: it has another one, or the state is no f's, or one of another text width.
     """
     if fuse_of(unet) is not None:
         raise UserError(f"the U-Net has fused words already, and {source} brings others; unload the other one")
@@ -56,6 +56,9 @@ def put_fuse(unet: nn.Module, state: Mapping[str, Tensor], source: str | Path) -
         fuse.load_state_dict(state)
     except (KeyError, RuntimeError) as error:
         raise UserError(f"{source} holds no fused words ({error}); copy or make it again") from error
+    if width != (text := unet.config.cross_attention_dim):
+        what = f"{source} fuses words of width {width}, and this U-Net reads words of width {text}"
+        raise UserError(f"{what}; paint with the backbone that it was trained on")
     unet.fuse = fuse.requires_grad_(False).to(unet.device)
 
 
