@@ -18,6 +18,7 @@ from escdiff.control import Control
 from escdiff.control.inversion import invert
 from escdiff.control.plug_and_play import PlugAndPlay
 from escdiff.data.colours import alpha_of, to_rgb
+from escdiff.data.index import sha256
 from escdiff.data.pictures import to_mask
 from escdiff.encoder.checkpoint import bundled_folder
 from escdiff.encoder.encoder import ConceptEncoder
@@ -182,10 +183,16 @@ def _masks(pictures: Sequence[Image.Image], size: int) -> Tensor | None:
 
 
 def fingerprint(*sources: Path | str) -> str:
-    """Hash of names, and of the files' sizes and times below folders: cheap, and changed by any new training."""
+    """Hash of texts and of files' bytes: the same weights in another folder, or copied anew, are the same.
+
+    Args:
+        sources: texts; folders, which count by all files below them; files. A path to nothing counts as a text.
+    """
     states: list = []
     for source in sources:
-        files = sorted(source.rglob("*")) if isinstance(source, Path) and source.is_dir() else [Path(source)]
-        states.append(str(source))
-        states += [(f.name, f.stat().st_size, f.stat().st_mtime_ns) for f in files if f.is_file()]
+        if not isinstance(source, Path) or not source.exists():
+            states.append(str(source))
+            continue
+        files = sorted(source.rglob("*")) if source.is_dir() else [source]
+        states += [(file.relative_to(source).as_posix(), sha256(file)) for file in files if file.is_file()]
     return hashlib.sha256(repr(states).encode()).hexdigest()[:16]

@@ -11,7 +11,7 @@ from PIL import Image
 from escdiff.backbone.branches import add_branches
 from escdiff.concept import Concept
 from escdiff.control import Control
-from escdiff.evaluation.bench.models import Models
+from escdiff.evaluation.bench.models import Models, fingerprint
 from escdiff.evaluation.bench.tasks import TASKS
 from escdiff.evaluation.comparison import run as compare
 from escdiff.evaluation.comparison.cases import draw_cases, draw_references
@@ -140,3 +140,20 @@ def test_references_of_one_batch_stay_apart(real_models):
     together = real_models._vectors([{"shape": red}, {"shape": blue}])["<shape>"]
     alone = [real_models._vectors([{"shape": one}])["<shape>"] for one in (red, blue)]
     torch.testing.assert_close(together, torch.cat(alone), atol=1e-5, rtol=1e-4)
+
+
+def test_a_fingerprint_is_of_contents(tmp_path):
+    """Else a table started in one clone would be painted anew in another."""
+    for name in ("here", "there"):
+        (tmp_path / name / "unet").mkdir(parents=True)
+        (tmp_path / name / "unet" / "config.json").write_bytes(b"weights")
+    here, there = tmp_path / "here", tmp_path / "there"
+    first = fingerprint("mini", here)
+    assert fingerprint("mini", there) == first != fingerprint("another", here)
+    assert fingerprint(here / "unet" / "config.json") == fingerprint(there / "unet" / "config.json")
+    assert fingerprint(tmp_path / "gone") != fingerprint(tmp_path / "lost")
+    (there / "unet" / "config.json").write_bytes(b"weighty")
+    assert fingerprint("mini", there) != first
+    (there / "unet" / "config.json").rename(there / "config.json")
+    (there / "config.json").write_bytes(b"weights")
+    assert fingerprint("mini", there) != first
