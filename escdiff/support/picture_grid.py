@@ -1,5 +1,6 @@
 """Labelled grids of pictures."""
 
+import re
 from collections.abc import Sequence
 
 from PIL import Image, ImageDraw, ImageFont
@@ -9,13 +10,14 @@ MARGIN, LINE = 6, 15
 
 
 def _wrap(text: str, font, width: int) -> list[str]:
+    """Lines of a text; one ends behind a space, or behind an underscore, as the names of methods have."""
     lines: list[str] = []
-    for word in text.split():
-        if lines and font.getlength(f"{lines[-1]} {word}") <= width:
-            lines[-1] += f" {word}"
+    for piece in re.findall(r"[^\s_]*_\s?|[^\s_]+\s?", " ".join(text.split())):
+        if lines and font.getlength((lines[-1] + piece).rstrip()) <= width:
+            lines[-1] += piece
         else:
-            lines.append(word)
-    return lines
+            lines.append(piece)
+    return [line.rstrip() for line in lines]
 
 
 def picture_grid(

@@ -50,8 +50,7 @@ def draw_sheet(path: Path, out: Path, cases: Sequence[Case], records: Mapping[st
         paths = [results.get(case.edit) for case in shown]
         rows.append([Image.open(out / name) if name else None for name in paths])
     with writing(path):
-        names = [name.replace("_", " ") for name in ("before", "after", *records)]  # lines break at spaces
-        picture_grid(rows, names, [case.edit.instruction for case in shown]).save(path)
+        picture_grid(rows, ["before", "after", *records], [case.edit.instruction for case in shown]).save(path)
 
 
 def _cell(name: str, summary: Mapping[str, float] | None) -> str:

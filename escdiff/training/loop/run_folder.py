@@ -147,7 +147,7 @@ class RunFolder:
         except (OSError, ValueError, yaml.YAMLError):
             return
         theirs, ours = leaves(stored or {}), leaves(yaml.safe_load(_as_yaml(config)))
-        read = (*OF_A_TRAINING, *(("encoder",) if config.recipe in READ_ENCODER else ()))
+        read = OF_A_TRAINING + (("encoder",) if config.recipe in READ_ENCODER else ())
         differ = [
             f"{name}={theirs[name]} there, {ours[name]} given"
             for name in theirs
