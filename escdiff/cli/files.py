@@ -69,6 +69,7 @@ def load_concepts(
     from escdiff.cli.results import file_stem
     from escdiff.concept import IMAGE_TOKENS, Concept
     from escdiff.concept.mixing import mix, split
+    from escdiff.concept.naming import under
     from escdiff.encoder.checkpoint import read_gates
     from escdiff.encoder.hub import concept_file
 
@@ -101,30 +102,3 @@ def _parse_named(part: str) -> tuple[str, Path]:
 
     name, equals, path = part.partition("=")
     return (name.strip(), expand(path)) if equals and not expand(part).is_file() else ("", expand(part))
-
-
-def under(name: str, concept) -> dict[str, object]:
-    """Attribute -> concept that has it: all of a concept as `name`, and its shape and appearance where it has both."""
-    found, both = {name: renamed(concept, name)}, ("shape", "appearance")
-    if set(both) <= set(concept.attributes):
-        found |= {f"{name}-{part}": renamed(concept.only(part), f"{name}-{part}") for part in both}
-    return found
-
-
-def renamed(concept, name: str):
-    """A concept with all of its vectors under one name.
-
-    Raises:
-        UserError: one that is fused at several of its words.
-    """
-    from dataclasses import replace
-
-    import torch
-
-    vectors, anchors = torch.cat(list(concept.vectors.values()), 2), torch.cat(list(concept.anchors.values()))
-    if concept.fused and len(concept.vectors) > 1:
-        raise UserError(f"the concept for <{name}> is fused at one of several words; give it alone, without a name")
-    fused = dict(zip([name], concept.fused.values(), strict=False))
-    gates = dict(zip([name], concept.gates.values(), strict=False)) if fused else {}
-    words = {name: " ".join(concept.words.values())} if concept.words else {}
-    return replace(concept, vectors={name: vectors}, anchors={name: anchors}, gates=gates, fused=fused, words=words)

@@ -1,6 +1,5 @@
 """The commands of the evaluation: `python -m escdiff.evaluation esc-bench --out DIR`, `compare --out DIR`."""
 
-import os
 import shlex
 import sys
 from dataclasses import asdict
@@ -105,15 +104,14 @@ def compare(
         raise UserError(f"--split is {split}; give {' or '.join(SPLITS)}")
     chosen = choose(methods)
     from escdiff.evaluation.bench.models import Models
+    from escdiff.evaluation.comparison.customize import learning_data
     from escdiff.evaluation.comparison.run import Comparison
     from escdiff.support.logging import quiet_libraries
 
     quiet_libraries()
     make_folder(out)
     models = Models.load(backbone, encoder, oracle, True, steps, guidance)
-    root, samples = data or f"{os.environ.get('ESCDIFF_HOME', 'outputs')}/still_life", 20_000
-    if quick and not data and not Path(root).is_dir():
-        root, samples = str(out / "still_life"), 2_000  # not where a training would take them for the whole
+    root, samples = learning_data(data, out, quick, (2_000, 20_000))
     encoder_folder = str(encoder) if encoder else None
     comparison = Comparison(
         models, out, chosen, count, pictures, seed, quick, scale, split, root, samples, encoder_folder

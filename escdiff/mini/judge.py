@@ -1,6 +1,6 @@
 """Common parts of the bundled model's judges: a block of layers, reading without gradients, and files."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -61,12 +61,19 @@ class Judge(nn.Module):
     settings: ClassVar[type]
     config: Any
 
-    @torch.no_grad()
     def read(self, pixels: Tensor) -> dict[str, Tensor]:
         """Run `forward` in evaluation mode and without gradients."""
+        return self._evaluate(self, pixels)
+
+    def embed(self, name: str, pixels: Tensor) -> Tensor:
+        """The vectors (B, D) of one embedding, as `read` gives them."""
+        return self.read(pixels)[name]
+
+    @torch.no_grad()
+    def _evaluate(self, run: Callable, *arguments) -> Any:
         training = self.training
         self.eval()
-        out = self(pixels)
+        out = run(*arguments)
         self.train(training)
         return out
 

@@ -169,10 +169,19 @@ class Oracle(Judge):
         """pixels (B, 3, 128, 128) in [-1, 1] -> logits (B, classes), values (B, n), unit vectors (B, width)."""
         heads, features = zip(*(reader(pixels) for reader in self.readers), strict=True)
         out = {name: value for values in heads for name, value in values.items()}
-        for name, embedding in self.identities.items():
-            seen = torch.cat([features[n] for n in self.config.seen[name]], -1)
-            out[name] = nn.functional.normalize(embedding(seen), dim=-1)
-        return out
+        return out | {name: self._identity(name, features) for name in self.identities}
+
+    def embed(self, name: str, pixels: Tensor) -> Tensor:
+        """As `Judge.embed`, by the networks that the embedding sees alone."""
+        return self._evaluate(self._embed, name, pixels)
+
+    def _embed(self, name: str, pixels: Tensor) -> Tensor:
+        return self._identity(name, {n: self.readers[n](pixels)[1] for n in self.config.seen[name]})
+
+    def _identity(self, name: str, features: Sequence[Tensor] | Mapping[int, Tensor]) -> Tensor:
+        """(B, D) of length 1, of the features by the number of their network."""
+        seen = torch.cat([features[n] for n in self.config.seen[name]], -1)
+        return nn.functional.normalize(self.identities[name](seen), dim=-1)
 
 
 def _embedding(seen: int, size: int) -> nn.Sequential:

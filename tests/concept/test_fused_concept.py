@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from escdiff.cli.files import under
 from escdiff.concept import Concept
 from escdiff.concept.mixing import split
+from escdiff.concept.naming import under
 from escdiff.conditioning import ConditioningSpace
 from escdiff.support.errors import UserError
 

@@ -79,7 +79,7 @@ class Gallery:
 
 def mean_vectors(judge: Judge, name: str, pixels: Tensor, views: int) -> Tensor:
     """Mean vectors (N, D), of length 1, of a head of the judge over each `views` of the pixels (N * views, 3, H, W)."""
-    vectors = torch.cat([judge.read(part)[name] for part in pixels.split(48)])
+    vectors = torch.cat([judge.embed(name, part) for part in pixels.split(48)])
     return torch.nn.functional.normalize(vectors.unflatten(0, (-1, views)).mean(1), dim=-1)
 
 
@@ -106,10 +106,10 @@ def identify(
     """
     if not names or not requests or not gallery.oracle.config.embeddings:
         return [{} for _ in requests]
-    read = [gallery.oracle.read(part) for part in pixels_of(pictures).split(32)]
+    parts = pixels_of(pictures).split(32)
     scores: list[dict[str, float]] = [{} for _ in requests]
     for name in names:
-        vectors = torch.cat([part[name.removeprefix("leak_")] for part in read])
+        vectors = torch.cat([gallery.oracle.embed(name.removeprefix("leak_"), part) for part in parts])
         looked_for = enumerate(LOOKED_FOR[name](request) for request in requests)
         instances = {i: one for i, one in looked_for if tellable(one) and (is_nameless(one) or not nameless)}
         for i, portraits in zip(instances, gallery.portraits(list(instances.values())), strict=True):

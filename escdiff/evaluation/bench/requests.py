@@ -1,5 +1,6 @@
 """Requests of each task: (seed, number of pictures) -> requests. More pictures begin with the same ones."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -124,12 +125,12 @@ def floor(seed: int, count: int) -> list[Request]:
 
 def words_brief(seed: int, count: int) -> list[Request]:
     """The instances of `both` in the words that a person would type."""
-    return _in_words(both(seed, count), "brief")
+    return in_words(both(seed, count), "brief")
 
 
 def words_full(seed: int, count: int) -> list[Request]:
     """All that words can say of the instances of `both`, degrees included."""
-    return _in_words(both(seed, count), "full")
+    return in_words(both(seed, count), "full")
 
 
 def nameless(seed: int, count: int) -> list[Request]:
@@ -148,12 +149,12 @@ def nameless(seed: int, count: int) -> list[Request]:
 
 def nameless_words(seed: int, count: int) -> list[Request]:
     """All that words can say of the instances of `nameless`."""
-    return _in_words(nameless(seed, count), "full")
+    return in_words(nameless(seed, count), "full")
 
 
 def swap_words(seed: int, count: int) -> list[Request]:
     """All that words can say of what `swap` asks for."""
-    return _in_words(swap(seed, count), "full")
+    return in_words(swap(seed, count), "full")
 
 
 def nameless_ceiling(seed: int, count: int) -> list[Request]:
@@ -172,5 +173,6 @@ def stranger(seed: int, count: int) -> list[Request]:
     return requests
 
 
-def _in_words(requests: list[Request], length: str) -> list[Request]:
+def in_words(requests: Sequence[Request], length: str) -> list[Request]:
+    """What is expected of requests, by captions of one of `captions.LENGTHS` alone."""
     return [Request(describe(request.expected, length).text, request.expected) for request in requests]

@@ -12,11 +12,12 @@ class Contender:
     """One row of the table.
 
     Attributes:
-        about: for the report. method: file of `configs/method`; "" is ESCDiff in one pass.
+        about: for the report. method: file of `configs/method`; "" is ESCDiff in one pass, or words.
         steps: of optimisation per reference, with --quick and without.
         learn: of learning its encoder once, likewise; (0, 0) for methods without one.
         lr: learning rate where the file's, made for a large U-Net, is too small for the bundled one.
         settings: keys of the method that differ from its file.
+        words: length of the captions, of `captions.LENGTHS`, that are painted instead of a concept; "" for none.
     """
 
     about: str
@@ -25,6 +26,12 @@ class Contender:
     learn: tuple[int, int] = (0, 0)
     lr: float | None = None
     settings: Mapping[str, Any] = field(default_factory=dict)
+    words: str = ""
+
+    def scaled(self, quick: bool, scale: float) -> tuple[int, int]:
+        """(steps per reference, steps of learning), `scale` times as many."""
+        own = [each[0 if quick else 1] for each in (self.steps, self.learn)]
+        return tuple(max(1, round(scale * n)) if n else 0 for n in own)
 
 
 LEARN = (60, 1500)  # of 16 samples, on the data of ESCDiff's encoder
@@ -48,8 +55,9 @@ CONTENDERS = {
     "ip_adapter": Contender("image attention", "ip_adapter", (0, 0), LEARN),
     "fastcomposer": Contender("fused at the noun", "fastcomposer", (0, 0), LEARN),
     "instantbooth": Contender("word and gated patches", "instantbooth", (0, 0), LEARN),
+    "words_brief": Contender("what a person would type", words="brief"),
+    "words_full": Contender("all that words can say", words="full"),
 }
-OTHERS = ("portraitbooth",)  # of configs/method, in no table yet: no judge of faces is trained
 
 
 def choose(names: str) -> dict[str, Contender]:

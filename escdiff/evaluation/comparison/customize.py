@@ -1,6 +1,7 @@
 """Concepts for the comparison: every contender sees the same pictures; finished concepts are kept."""
 
 import json
+import os
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -74,6 +75,19 @@ def learn(contender: Contender, folder: Path, common: Mapping[str, Any], steps: 
     data = {"root": root, "one_reference": 0.0, "shape_only": 0.0, "appearance_only": 0.0, "num_samples": samples}
     run(contender, folder, common, steps, data, None)
     return folder / EXPORT
+
+
+def learning_data(given: str, out: Path, quick: bool, samples: tuple[int, int]) -> tuple[str, int]:
+    """Folder of Still Life that encoders learn from, and how many pictures to render if it is missing.
+
+    Args:
+        given: the user's; "" for that of trainings, or, with `quick`, for one below `out`, where no training would take
+            the few pictures for the whole. samples: with `quick` and without.
+    """
+    root = given or f"{os.environ.get('ESCDIFF_HOME', 'outputs')}/still_life"
+    if quick and not given and not Path(root).is_dir():
+        return str(out / "still_life"), samples[0]
+    return root, samples[1]
 
 
 def run(

@@ -9,17 +9,21 @@ from escdiff.evaluation.report import units
 from escdiff.evaluation.report.plot import score_against_time
 from escdiff.evaluation.report.writing import markdown_table, write
 
-MAIN = ("both/family", "both/pattern", "both/color", "swap/shape", "swap/appearance", "edit/background", "edit/color",
-        "edit/family")  # fmt: skip
-GROUPS = {"both": ("both/family", "both/pattern", "both/color"), "swap": ("swap/shape", "swap/appearance"),
-          "text edit": ("edit/background", "edit/color", "edit/family")}  # fmt: skip
+GROUPS = {
+    "both": ("both/family", "both/pattern", "both/color"),
+    "which of 8": ("both/shape_id", "both/material_id", "swap/shape_id", "swap/material_id"),
+    "swap": ("swap/shape", "swap/appearance"),
+    "text edit": ("edit/background", "edit/color", "edit/family"),
+}
+MAIN = [key for keys in GROUPS.values() for key in keys]
+AT_LEAST, ABOVE = ("both", "which of 8"), ("swap", "text edit")  # of the claim
 NOTE = (
-    "Shares in percent, delta_e the median CIEDE2000, params and gloss mean absolute errors. Scores are means over "
-    "references of the mean over a reference's pictures, with 95 % intervals over references. Seconds to "
-    "customize leave out loading the backbone and, for methods with an encoder, learning it once; pictures of the "
-    "class that a method paints for itself count. Bytes are of one concept with the weights that are its own; weights "
-    "that all concepts share come after the plus. Methods without shape and appearance of their own are split {split} "
-    "where they have layers, and otherwise speak whole."
+    "Shares in percent, `_id` which of 8 (chance 12.5), delta_e the median CIEDE2000, params and gloss mean absolute "
+    "errors. Scores are means over references of the mean over a reference's pictures, with 95 % intervals over "
+    "references. Seconds to customize leave out loading the backbone and, for methods with an encoder, learning it "
+    "once; pictures of the class that a method paints for itself count. Bytes are of one concept with the weights that "
+    "are its own; weights that all concepts share come after the plus. Methods without shape and appearance of their "
+    "own are split {split} where they have layers, and otherwise speak whole."
 )
 SPLITS = {"hand": "by hand (layers 4 to 8 to the shape)", "gates": "by the gates that ESCDiff's encoder learned"}
 
@@ -66,23 +70,27 @@ def density(table: Mapping[str, dict]) -> list[str]:
 
 
 def claim(table: Mapping[str, dict], ours: str = "escdiff", theirs: str = "xti") -> list[str]:
-    """Whether one pass at least matches the optimisation on `both` and beats it on `swap` and `text edit`."""
+    """Whether one pass at least matches the optimisation on `AT_LEAST` and beats it on `ABOVE`."""
     if not {ours, theirs} <= set(table):
         return []
     a, b = table[ours], table[theirs]
     lines = [f"{ours} against {theirs}, mean of each group's shares:"]
+    ahead = {}
     for group in GROUPS:
         x, y = group_score(a, group), group_score(b, group)
-        lines.append(f"- {group}: {100 * x:.1f} % against {100 * y:.1f} % ({100 * (x - y):+.1f})")
+        if not math.isnan(x - y):  # an oracle may tell no instances apart
+            lines.append(f"- {group}: {100 * x:.1f} % against {100 * y:.1f} % ({100 * (x - y):+.1f})")
+            ahead[group] = x - y
     ratio = b["seconds"] / max(a["seconds"], 1e-9)
     lines.append(
         f"- customization: {_seconds(a['seconds'])} s against {_seconds(b['seconds'])} s, {ratio:,.0f} times less"
     )
-    holds = group_score(a, "both") >= group_score(b, "both") and ratio >= 1000
-    holds = holds and all(group_score(a, g) > group_score(b, g) for g in ("swap", "text edit"))
+    holds = ratio >= 1000 and all(ahead.get(group, 0) >= 0 for group in AT_LEAST)
+    holds = holds and all(ahead.get(group, 0) > 0 for group in ABOVE)
     verdict = "holds" if holds else "does not hold"
     lines.append(
-        f"\nThe claim (at least equal on both, better on swap and text edit, 1,000 times less) {verdict} here."
+        "\nThe claim (at least equal on both and which of 8, better on swap and text edit, 1,000 times less) "
+        f"{verdict} here."
     )
     return ["\n".join(lines)]
 

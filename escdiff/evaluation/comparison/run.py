@@ -18,10 +18,12 @@ from escdiff.concept import Concept
 from escdiff.data.shard_store import ShardStore
 from escdiff.evaluation.bench import scores
 from escdiff.evaluation.bench.derived import edit, leak
+from escdiff.evaluation.bench.identity import identify
 from escdiff.evaluation.bench.instances import stream
 from escdiff.evaluation.bench.models import Models
 from escdiff.evaluation.bench.pictures import draw
 from escdiff.evaluation.bench.records import RESULT, Record, load_task, save_pictures, save_task
+from escdiff.evaluation.bench.requests import in_words
 from escdiff.evaluation.bench.tasks import TASKS
 from escdiff.evaluation.comparison import cases as comparison_cases
 from escdiff.evaluation.comparison.contenders import Contender
@@ -36,8 +38,9 @@ from escdiff.support.config.data import DataConfig
 from escdiff.support.progress import sample_progress
 from escdiff.training.encoder.datasets import prepare
 
-FORMAT = 1  # raise when the same settings would give other figures
+FORMAT = 2  # raise when the same settings would give other figures
 SWAP_STRENGTH = 0.5  # of each of two adapters at once
+NO_COST = dict.fromkeys(("seconds", "bytes", "shared", "parameters", "steps"), 0)  # of words
 
 
 @dataclass
@@ -88,7 +91,8 @@ class Comparison:
         """Hash of all that a cell of a contender depends on."""
         models, contender = self.models, self.contenders[name]
         about = sorted((asdict(contender) | {"about": ""}).items(), key=str)
-        weights = models.fingerprints[: 2 if contender.method in ("", "escdiff_tuned") else 1]  # with ours, or without
+        encoded = contender.method in ("", "escdiff_tuned") and not contender.words
+        weights = models.fingerprints[: 2 if encoded else 1]  # with our encoder, or without
         shared = (FORMAT, __version__, self.seed, weights, self.steps(name), about)
         if any(contender.learn):
             shared += self.world
@@ -96,11 +100,7 @@ class Comparison:
 
     def steps(self, name: str) -> tuple[int, int]:
         """(steps per reference, steps of learning) of a contender, scaled."""
-        contender, scale_index = self.contenders[name], 0 if self.quick else 1
-        return tuple(
-            max(1, round(self.scale * n)) if n else 0
-            for n in (contender.steps[scale_index], contender.learn[scale_index])
-        )
+        return self.contenders[name].scaled(self.quick, self.scale)
 
     def run(self, command: str = "") -> dict[str, Any]:
         """Make all concepts, then all pictures, then the table, and return it."""
@@ -130,6 +130,8 @@ class Comparison:
     def customize(self, name: str) -> list[dict[str, Any]]:
         """The concepts of all references; the training shows its own progress."""
         contender, (steps, learning) = self.contenders[name], self.steps(name)
+        if contender.words:
+            return [NO_COST] * self.references
         common = {"backbone": self.models.backbone.name, "seed": self.seed, "encoder": self.encoder}
         folder, learned, costs = self.out / "methods" / name, None, []
         if learning:
@@ -161,10 +163,11 @@ class Comparison:
             start = time.perf_counter()
             pictures = self._pictures(name, task, cases, advance)
             seconds = time.perf_counter() - start
-            readings = self.models.read(pictures)
+            requests, readings = [case.request for case in cases], self.models.read(pictures)
+            which = identify(self.models.gallery, TASKS[task].identities, requests, pictures)
             records = [
-                Record(case.request, read, scores.judge(TASKS[task].scores, read, case.request.expected))
-                for case, read in zip(cases, readings, strict=True)
+                Record(request, read, scores.judge(TASKS[task].scores, read, request.expected) | same)
+                for request, read, same in zip(requests, readings, which, strict=True)
             ]
             save_pictures(home, task, records, [{RESULT: picture} for picture in pictures])
             save_task(home, task, digest, seconds, records)
@@ -179,6 +182,9 @@ class Comparison:
         """Painted together where the U-Net is the same, concept by concept where it is not."""
         noise = stream(self.seed, comparison_cases.STREAM - 1 - comparison_cases.TASKS.index(task))
         seeds = noise.integers(1 << 31, size=len(cases)).tolist()
+        if length := self.contenders[name].words:
+            captions = in_words([case.request for case in cases], length)
+            return self.models.paint(captions, [{}] * len(cases), seeds, advance)
         concepts = {i: Concept.load(self.place(name, i) / CONCEPT) for case in cases for i in case.references}
         gates = {a: g.detach().cpu() for a, g in self.models.encoder.gates().items()} if self.split == "gates" else None
         alone = any("adapter" in concept.notes for concept in concepts.values())

@@ -106,7 +106,7 @@ def _identities(
             pixels = to_pixels(images)
             query = pixels[:1]
             same, independent = (mean_vectors(oracle, name, part, VIEWS) for part in pixels[1:].split(portraits))
-            vector, softened = oracle.read(torch.cat([query, through(query)]))[name]
+            vector, softened = oracle.embed(name, torch.cat([query, through(query)]))
             pairs = {"same": (vector, same), "independent": (vector, independent), "vae": (softened, independent)}
             for condition, pair in pairs.items():
                 hits[condition].append(float(recognised(*pair)))

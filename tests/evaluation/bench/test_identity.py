@@ -19,18 +19,17 @@ class BySight:
 
     config = SimpleNamespace(embeddings={"shape_id": 64, "material_id": 64})
 
-    def read(self, pixels):
+    def embed(self, name, pixels):
         codes = [hashlib.sha256(picture.numpy().tobytes()).digest()[:8] for picture in pixels]
         rows = [np.random.default_rng(int.from_bytes(code, "little")).normal(size=64) for code in codes]
-        vectors = torch.nn.functional.normalize(torch.tensor(np.array(rows), dtype=torch.float32), dim=-1)
-        return {"shape_id": vectors, "material_id": vectors}
+        return torch.nn.functional.normalize(torch.tensor(np.array(rows), dtype=torch.float32), dim=-1)
 
 
 class Blind(BySight):
     """Sees the same in every picture."""
 
-    def read(self, pixels):
-        return dict.fromkeys(("shape_id", "material_id"), torch.ones(len(pixels), 64) / 8)
+    def embed(self, name, pixels):
+        return torch.ones(len(pixels), 64) / 8
 
 
 @pytest.fixture(scope="module")

@@ -15,6 +15,7 @@ from escdiff.evaluation.bench.models import Models, fingerprint
 from escdiff.evaluation.bench.tasks import TASKS
 from escdiff.evaluation.comparison import run as compare
 from escdiff.evaluation.comparison.cases import draw_cases, draw_references
+from escdiff.evaluation.comparison.contenders import choose
 from escdiff.evaluation.comparison.scenes import run as scenes
 from escdiff.evaluation.comparison.scenes.cases import draw_cases as draw_scenes
 from escdiff.evaluation.comparison.scenes.contenders import CONTENDERS
@@ -94,7 +95,7 @@ def test_captions_are_painted_without_branches(branched, tmp_path):
 def test_other_methods_are_painted_without_branches(branched, tmp_path, monkeypatch):
     seen, concepts = [], [branched.encoder.encode(Image.new("RGB", (64, 64), "red"))]
     concepts.append(replace(concepts[0], branches={}))
-    made = compare.Comparison(branched, tmp_path, {}, references=2, per_reference=1)
+    made = compare.Comparison(branched, tmp_path, choose("xti"), references=2, per_reference=1)
     monkeypatch.setattr(made, "place", lambda name, i: tmp_path)
     monkeypatch.setattr(compare, "generate", lambda *_, **__: seen.append(active(branched)) or [])
     for concept in concepts:

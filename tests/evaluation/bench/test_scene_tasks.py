@@ -47,6 +47,9 @@ class Knowing:
             out[name] = torch.nn.functional.one_hot(labels[name].clamp_min(0), len(words)) * known[:, None]
         return out | {"face_id": torch.nn.functional.normalize(labels["face"] - 0.5, dim=-1)}
 
+    def embed(self, name, pixels):
+        return self.read(pixels)[name]
+
 
 class Blind(Knowing):
     """Sees the same in every picture."""

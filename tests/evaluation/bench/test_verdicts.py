@@ -60,8 +60,8 @@ def test_a_face_is_looked_for_among_its_own_line_up():
     own, others = torch.eye(8)[:1], torch.eye(8)[1:]
 
     class Judge:
-        def read(self, pixels):
-            return {"face_id": own.expand(len(pixels), -1)}
+        def embed(self, name, pixels):
+            return own.expand(len(pixels), -1)
 
     pixels = torch.zeros(2, 3, 4, 4)
     right, wrong = torch.cat([own, others]), torch.cat([others[:1], own, others[1:]])

@@ -22,11 +22,12 @@ from escdiff.evaluation.bench import scores
 from escdiff.evaluation.bench.models import Models
 from escdiff.evaluation.comparison import cases as comparison_cases
 from escdiff.evaluation.comparison import run as compare
-from escdiff.evaluation.comparison.contenders import CONTENDERS, OTHERS, choose
+from escdiff.evaluation.comparison.contenders import CONTENDERS, choose
 from escdiff.evaluation.comparison.customize import ALIKE
 from escdiff.evaluation.comparison.report import GROUPS, claim, draw_figure, report
 from escdiff.evaluation.comparison.scenes import contenders as scenes
 from escdiff.mini.data.still_life import StillLifeOptions, make_still_life
+from escdiff.mini.oracle import Oracle, OracleConfig
 from escdiff.training.method import setup as method_setup
 
 TOWER = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 4, "num_attention_heads": 2,
@@ -45,7 +46,7 @@ class Truthful(Models):
 
 @pytest.fixture(scope="module")
 def comparison(tmp_path_factory, tiny_folder, tiny_backbone):
-    """One run over four kinds: one pass, words, weights, an encoder of its own."""
+    """One run over five kinds: one pass, words, weights, an encoder of its own, a caption."""
     root = tmp_path_factory.mktemp("compare")
     torch.manual_seed(0)
     CLIPVisionModel(CLIPVisionConfig(**TOWER)).save_pretrained(root / "tower")
@@ -53,10 +54,11 @@ def comparison(tmp_path_factory, tiny_folder, tiny_backbone):
     backbone = load_backbone(str(tiny_folder))
     config = EncoderConfig(vision=str(root / "tower"), shape_depths=(1, 2), appearance_depths=(0, 1), features=16)
     encoder = ConceptEncoder.for_backbone(config, load_vision(config.vision), backbone, backbone.p_plus()).eval()
-    models = Truthful(backbone, None, encoder, steps=1, guidance=2.0, fingerprints=("x", "y"))
+    oracle = Oracle(OracleConfig((8, 8, 16, 16), (0, 1, 1, 1))).eval()
+    models = Truthful(backbone, oracle, encoder, steps=1, guidance=2.0, fingerprints=("x", "y"))
     settings = {
         "escdiff": {}, "xti": {}, "custom_diffusion": {"prior_weight": 0.0},
-        "elite": {"vision": str(root / "tower")},
+        "elite": {"vision": str(root / "tower")}, "words_full": {},
     }  # fmt: skip
     chosen = {
         name: replace(CONTENDERS[name], settings=own, steps=(2 * bool(CONTENDERS[name].steps[0]),) * 2,
@@ -84,12 +86,13 @@ def comparison(tmp_path_factory, tiny_folder, tiny_backbone):
 @pytest.mark.slow
 def test_every_kind_of_method_gets_its_row(comparison):
     made, table = comparison
-    assert set(table) == {"escdiff", "xti", "custom_diffusion", "elite"}
+    assert set(table) == {"escdiff", "xti", "custom_diffusion", "elite", "words_full"}
     for name, row in table.items():
         found = row["scores"]
         assert found["both/family"] == {"mean": 1, "low": pytest.approx(0.34, abs=0.02), "high": 1, "n": 2}, name
         assert {"swap/shape", "swap/appearance", "edit/background", "leak/shape_to_appearance"} <= set(found)
-        assert row["seconds"] > 0 and row["seconds_per_picture"] > 0 and row["bytes"] > 0
+        assert {"both/shape_id", "swap/material_id", "shape/leak_material_id"} <= set(found), name
+        assert (row["seconds"] > 0) == (row["bytes"] > 0) == (name != "words_full") and row["seconds_per_picture"] > 0
     assert table["escdiff"]["parameters"] == table["elite"]["parameters"] == 0
     assert table["xti"]["parameters"] == 16 * 32 and table["custom_diffusion"]["parameters"] > 16 * 32
     assert table["elite"]["shared_bytes"] > 0 == table["custom_diffusion"]["shared_bytes"]
@@ -258,6 +261,22 @@ def test_requests_in_the_words_of_each_kind(tiny_unet):
         assert all(word in concept.placeholders() for word in expected.split() if word.startswith("<")), name
 
 
+@pytest.mark.slow
+def test_captions_say_what_is_expected_and_read_no_reference(comparison, monkeypatch):
+    made, _ = comparison
+    asked = []
+    monkeypatch.setattr(Models, "paint", lambda self, requests, references, *_: asked.append((requests, references)))
+    cases = comparison_cases.draw_cases("swap", made.factors, 1, 0)
+    made._pictures("words_full", "swap", cases, None)
+    ((requests, references),) = asked
+    assert references == [{}, {}] and [r.expected for r in requests] == [case.request.expected for case in cases]
+    for request in requests:
+        shown = request.expected
+        assert "<" not in request.prompt and all(
+            word in request.prompt for word in (shown.shape.family, shown.material.color, shown.scene.background)
+        )
+
+
 def fake(value, seconds):
     found = {key: {"mean": value, "low": value, "high": value, "n": 3} for keys in GROUPS.values() for key in keys}
     return {"about": "x", "steps": 1, "seconds": seconds, "seconds_per_picture": 1.0, "bytes": 1.0, "shared_bytes": 0,
@@ -307,5 +326,5 @@ def test_all_methods_have_their_file_and_both_budgets():
         assert not contender.method or (configs_folder() / "method" / f"{contender.method}.yaml").is_file()
         assert contender.steps[0] <= contender.steps[1] and contender.learn[0] <= contender.learn[1]
     every = [*CONTENDERS.values(), *(contender for task in scenes.CONTENDERS.values() for contender in task.values())]
-    used = {contender.method for contender in every} - {""} | set(OTHERS)
+    used = {contender.method for contender in every} - {""}
     assert used == {path.stem for path in (configs_folder() / "method").glob("*.yaml")}

@@ -43,9 +43,8 @@ class OfScenes:
 
     config = SimpleNamespace(embeddings={"shape_id": 3})
 
-    def read(self, pixels):
-        corner = torch.nn.functional.normalize(pixels[:, :, 0, 0] + torch.tensor([0.1, 0.2, 0.4]), dim=-1)
-        return dict.fromkeys(("shape_id", "material_id"), corner)
+    def embed(self, name, pixels):
+        return torch.nn.functional.normalize(pixels[:, :, 0, 0] + torch.tensor([0.1, 0.2, 0.4]), dim=-1)
 
 
 class OfObjects:
@@ -53,9 +52,9 @@ class OfObjects:
 
     config = OfScenes.config
 
-    def read(self, pixels):
+    def embed(self, name, pixels):
         number = pixels[:, 0, 64, 64].mul(127.5).add(127.5).round().long()
-        return dict.fromkeys(("shape_id", "material_id"), torch.nn.functional.one_hot(number, 256).float())
+        return torch.nn.functional.one_hot(number, 256).float()
 
 
 def numbered(kind, seed, count, workers=0):

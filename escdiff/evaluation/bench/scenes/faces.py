@@ -39,5 +39,5 @@ def portraits(judge: SceneOracle, faces: Sequence[tuple[float, ...]], seed: int 
 def identify_faces(judge: SceneOracle, galleries: Sequence[Tensor], pixels: Tensor) -> list[float]:
     """Per picture (B, 3, H, W) 1.0 where the face whose `portraits` are known is re-identified, else 0.0."""
     parts = pixels.split(32) if galleries else ()
-    vectors = [vector for part in parts for vector in judge.read(part)["face_id"]]
+    vectors = [vector for part in parts for vector in judge.embed("face_id", part)]
     return [float(recognised(vector, gallery)) for vector, gallery in zip(vectors, galleries, strict=True)]

@@ -4,6 +4,7 @@ A reading is a dict: "things", a list of {"family", "color", "box"}, and a word 
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from torch import Tensor
 
@@ -70,6 +71,17 @@ def _pair(request: SceneRequest, reading: dict) -> dict:
             "pair_bind": all(find(thing, reading, colored=True) for thing in things)}  # fmt: skip
 
 
+def _compose(request: SceneRequest, reading: dict) -> dict:
+    """As `_pair`; "swapped": one of the two is there in the other's main colour, and not in its own."""
+    first, second = request.expected.things
+
+    def exchanged(thing: Thing, other: Thing) -> bool:
+        wrong = replace(thing, material=other.material)
+        return bool(find(wrong, reading, colored=True)) and not find(thing, reading, colored=True)
+
+    return _pair(request, reading) | {"swapped": exchanged(first, second) or exchanged(second, first)}
+
+
 def _bind(request: SceneRequest, reading: dict) -> dict:
     scores = _pair(request, reading)
     return {"there": scores["pair"], "bind": scores["pair_bind"]}
@@ -130,4 +142,4 @@ def _edited(request: SceneRequest, reading: dict) -> dict:
 
 
 JUDGES = dict(zip(KINDS, (_pair, _bind, _extract, _relation, _place), strict=True))
-JUDGES |= {"pose": _pose, "identity": _identity}
+JUDGES |= {"compose": _compose, "pose": _pose, "identity": _identity}

@@ -31,7 +31,7 @@ class SceneRequest:
     """One picture to be made and what it should show.
 
     Attributes:
-        kind: one of `KINDS`, "pose", "identity", or the kind of an edit.
+        kind: one of `KINDS`, "compose", "pose", "identity", or the kind of an edit.
         references: name -> picture: an attribute, or any name for a whole concept, see `Models.paint`. Of a picture
             with several things the mask of the first is given, too.
         boxes: phrase of the prompt -> where its thing should be; shares of the side: left, top, right, bottom.
@@ -102,14 +102,18 @@ def identity(seed: int, count: int) -> list[SceneRequest]:
     requests = []
     for i in range(count):
         rng = _stream(seed, IDENTITY, i)
-        reference = scenes.sample_face(rng)
-        face = reference.things[0]
-        target = scenes.sample_face(rng, tuple(e for e in EXPRESSIONS if e != reference.names["expression"]))
-        target = target.with_thing(0, shape=face.shape, material=face.material)
-        target = replace(target, scene=draw_scene(rng, face.material, reference.scene.background))
-        prompt = f"a photo of {article(target.names['expression'])} <concept> {on(target)}"
-        requests.append(SceneRequest("identity", prompt, target, dict.fromkeys(ATTRIBUTES, reference)))
+        requests.append(identity_of(scenes.sample_face(rng), rng))
     return requests
+
+
+def identity_of(reference: Arrangement, rng: np.random.Generator) -> SceneRequest:
+    """The face of a reference with another expression on another background."""
+    face = reference.things[0]
+    target = scenes.sample_face(rng, tuple(e for e in EXPRESSIONS if e != reference.names["expression"]))
+    target = target.with_thing(0, shape=face.shape, material=face.material)
+    target = replace(target, scene=draw_scene(rng, face.material, reference.scene.background))
+    prompt = f"a photo of {article(target.names['expression'])} <concept> {on(target)}"
+    return SceneRequest("identity", prompt, target, dict.fromkeys(ATTRIBUTES, reference))
 
 
 def edit_pair(seed: int, count: int) -> list[SceneRequest]:

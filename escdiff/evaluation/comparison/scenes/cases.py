@@ -10,17 +10,28 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from escdiff.concept import ATTRIBUTES
+from escdiff.concept import ATTRIBUTES, WHOLE
 from escdiff.data.prompts import article
 from escdiff.evaluation.bench.instances import SEEN_FAMILIES, draw_scene, stream
-from escdiff.evaluation.bench.scenes.requests import BESIDE, SceneRequest, alone, on, phrase_of, two_things
+from escdiff.evaluation.bench.scenes.requests import (
+    BESIDE,
+    SceneRequest,
+    alone,
+    identity_of,
+    on,
+    phrase_of,
+    two_things,
+)
 from escdiff.evaluation.report.writing import write, writing
+from escdiff.mini.data.sheets import main_colors
 from escdiff.mini.world import scenes
 from escdiff.mini.world.arrangement import Arrangement
 from escdiff.mini.world.captions import material_words
+from escdiff.mini.world.geometry.faces import FACE
 from escdiff.mini.world.geometry.figures import BODIES, POSES, UNNAMED_POSES, pose_angles
 from escdiff.mini.world.rendering.render import render
 from escdiff.mini.world.scene_captions import scene_caption
+from escdiff.mini.world.scenes import sample_face
 
 STREAM = 2000
 EXEMPLARS = 4  # of a relation
@@ -49,11 +60,13 @@ class Case:
 
     Attributes:
         words: of the things that are learned, to start from.
+        names: under which each reference is a concept of its own; without them all make one.
     """
 
     references: tuple[Reference, ...]
     asks: tuple[Ask, ...]
     words: tuple[str, ...] = ()
+    names: tuple[str, ...] = ()
 
     def save(self, folder: Path, size: int = 128) -> None:
         """Write the references as `escdiff.training.method.references.References` reads them."""
@@ -62,7 +75,7 @@ class Case:
             for number, reference in enumerate(self.references):
                 shown = render([reference.picture, *([reference.other] if reference.other else [])], size)
                 pictures = {f"{number}": shown.image[0]}
-                if len(reference.picture.things) > 1:
+                if self.names or len(reference.picture.things) > 1:
                     masks = (mask.astype(np.uint8) * 255 for mask in shown.visible[0])
                     pictures |= {f"{number}.mask{i}": mask for i, mask in enumerate(masks)}
                 if reference.other:
@@ -91,7 +104,25 @@ def several(rng: np.random.Generator, each: int) -> Case:
             references = dict.fromkeys(ATTRIBUTES, views[thing])
             request = SceneRequest("extract", f"a photo of <concept> {on(target)}", target, references)
             asks.append(Ask(request, f"a photo of a <asset{thing}> {on(target)}"))
-    return Case((Reference(picture),), tuple(asks), tuple(thing.shape.family for thing in picture.things))
+    return Case((Reference(picture),), tuple(asks), families(picture))
+
+
+def compose(rng: np.random.Generator, each: int) -> Case:
+    """Two things, each of a picture of its own, in one picture; their families and main colours differ."""
+    while True:
+        picture = two_things(rng, BESIDE, SEEN_FAMILIES)
+        first, second = picture.things
+        alike = set(main_colors(first)) & set(main_colors(second))
+        if not alike and first.shape.family != second.shape.family:
+            break
+    avoid = picture.scene.background
+    shown = {"one": alone(first, rng, avoid), "two": alone(second, rng, avoid)}
+    asks = []
+    for _ in range(each):
+        target = replace(picture, scene=draw_scene(rng, first.material, avoid))
+        request = SceneRequest("compose", f"a photo of <one> next to <two> {on(target)}", target, shown)
+        asks.append(Ask(request, f"a photo of a <one> next to a <two> {on(target)}"))
+    return Case(tuple(map(Reference, shown.values())), tuple(asks), families(picture), tuple(shown))
 
 
 def relation(rng: np.random.Generator, each: int) -> Case:
@@ -128,8 +159,15 @@ def action(rng: np.random.Generator, each: int) -> Case:
     return Case(tuple(references), tuple(asks))
 
 
+def identity(rng: np.random.Generator, each: int) -> Case:
+    """A face again, with other expressions, which a word gives."""
+    face = sample_face(rng)
+    requests = [identity_of(face, rng) for _ in range(each)]
+    return Case((Reference(face),), tuple(Ask(request, request.prompt) for request in requests), (FACE,), (WHOLE,))
+
+
 TASKS: dict[str, Callable[[np.random.Generator, int], Case]] = {
-    "several": several, "relation": relation, "action": action,
+    "several": several, "relation": relation, "action": action, "compose": compose, "identity": identity,
 }  # fmt: skip
 
 

@@ -14,13 +14,14 @@ from typing import Any
 from escdiff import __version__
 from escdiff.backbone.adapters.attached import applied
 from escdiff.concept import Concept
+from escdiff.concept.naming import renamed
 from escdiff.evaluation.bench.models import Models
 from escdiff.evaluation.bench.pictures import draw
 from escdiff.evaluation.bench.records import RESULT, Record, load_task, save_pictures, save_task
 from escdiff.evaluation.bench.scenes.paint import judge_scenes, make_scenes
 from escdiff.evaluation.bench.scenes.requests import SceneRequest
 from escdiff.evaluation.comparison.contenders import Contender
-from escdiff.evaluation.comparison.customize import EXPORT, customize
+from escdiff.evaluation.comparison.customize import EXPORT, customize, learn
 from escdiff.evaluation.comparison.scenes.cases import Case, draw_cases
 from escdiff.evaluation.comparison.scenes.contenders import ESCDIFF
 from escdiff.evaluation.comparison.scenes.report import write_report
@@ -31,7 +32,7 @@ from escdiff.mini.world.scene_captions import scene_caption
 from escdiff.pipelines.generate import generate
 from escdiff.support.progress import sample_progress
 
-FORMAT = 1  # raise when the same settings would give other figures
+FORMAT = 2  # raise when the same settings would give other figures
 Pictures = list[tuple[Record, dict]]
 
 
@@ -42,7 +43,8 @@ class SceneComparison:
     Attributes:
         tasks: task -> its contenders by name.
         cases: per task. each: pictures per case.
-        scale: of all steps of optimisation.
+        scale: of all steps of optimisation and learning.
+        data, samples: Still Life folder that encoders learn from, and how many pictures to render if it lacks them.
     """
 
     models: Models
@@ -53,6 +55,8 @@ class SceneComparison:
     seed: int = 0
     quick: bool = False
     scale: float = 1.0
+    data: str = "outputs/still_life"
+    samples: int = 8_000
 
     def run(self, command: str = "") -> dict[str, dict[str, dict[str, Any]]]:
         """Customize and paint all, then write the table; gives task -> contender -> what the table says."""
@@ -83,8 +87,9 @@ class SceneComparison:
 
     def contend(self, task: str, name: str, cases: Sequence[Case]) -> tuple[list[dict[str, Any]], list[Record]]:
         """What a contender's concepts cost, and its judged pictures, case by case."""
-        contender = self.tasks[task][name]
-        costs = [self.learn(task, name, i, case) for i, case in enumerate(cases)] if contender.method else []
+        costs, encoder = [], self.encoder(task, name)
+        if self.tasks[task][name].method:
+            costs = [self.customize(task, name, i, case, encoder) for i, case in enumerate(cases)]
         digest = self.settings(task, name, self.cases, self.models.steps, self.models.guidance)
         home = self.out / "cells" / name
         if (stored := load_task(home, task, digest, SceneRequest)) is not None:
@@ -104,45 +109,63 @@ class SceneComparison:
         save_task(home, task, digest, time.perf_counter() - start, records)
         return costs, records
 
-    def learn(self, task: str, name: str, number: int, case: Case) -> dict[str, Any]:
-        """Make a case's concept; the training shows its own progress."""
+    @property
+    def common(self) -> dict[str, Any]:
+        """What every training is given."""
+        return {"backbone": self.models.backbone.name, "seed": self.seed}
+
+    def encoder(self, task: str, name: str) -> Path | None:
+        """What a contender learns once, if it has an encoder; the training shows its own progress."""
         contender = self.tasks[task][name]
-        if case.words:
-            contender = replace(contender, settings={**contender.settings, "init": list(case.words)})
-        common = {"backbone": self.models.backbone.name, "seed": self.seed}
-        place, digest = self.place(task, name, number), self.settings(task, name, number)
-        return customize(contender, self.folder(task, number), place, digest, common, self.steps(contender), None, None)
+        if not (steps := contender.scaled(self.quick, self.scale)[1]):
+            return None
+        folder = self.out / "methods" / f"{task}-{name}" / f"learned-{self.settings(task, name, 'learn')}"
+        return learn(contender, folder, self.common, steps, self.data, self.samples)
+
+    def customize(self, task: str, name: str, number: int, case: Case, encoder: Path | None) -> dict[str, Any]:
+        """Make a case's concepts; gives what they cost together."""
+        contender, shown = self.tasks[task][name], self.folder(task, number)
+        steps, digest = contender.scaled(self.quick, self.scale)[0], self.settings(task, name, number)
+        inits = list(case.words) if case.names else [list(case.words)]
+        pictures = [shown / f"{i}.png" for i in range(len(case.names))] or [shown]
+        costs = []
+        for place, picture, init in zip(self.places(task, name, number, case), pictures, inits, strict=True):
+            own = replace(contender, settings={**contender.settings, "init": init}) if init else contender
+            costs.append(customize(own, picture, place, digest, self.common, steps, encoder, None))
+        return costs[0] | {"seconds": sum(cost["seconds"] for cost in costs)}
 
     def paint(self, task: str, name: str, number: int, case: Case, seeds: Sequence[int]) -> Pictures:
         """A case's judged pictures, by its concept or by words alone."""
         models, requests = self.models, [ask.request for ask in case.asks]
-        prompts, concepts, folders = [scene_caption(request.expected) for request in requests], [], []
+        prompts, concepts, folders, joined = [scene_caption(r.expected) for r in requests], [], [], []
         if self.tasks[task][name].method:
-            folders = [self.place(task, name, number) / EXPORT]
-            prompts, concepts = [ask.prompt for ask in case.asks], [Concept.load(folders[0] / CONCEPT)]
+            prompts = [ask.prompt for ask in case.asks]
+            folders = [place / EXPORT for place in self.places(task, name, number, case)]
+            concepts = [Concept.load(folder / CONCEPT) for folder in folders]
+            named = {own: renamed(concept, own) for own, concept in zip(case.names, concepts, strict=False)}
+            joined = [Concept.combine(**named) if named else concepts[0]] * len(prompts)
         models.use_branches(any(concept.branches for concept in concepts))
         with applied(models.backbone, concepts, folders):
             results = generate(
-                models.backbone, prompts, concepts * len(prompts) or None, steps=models.steps,
-                guidance=models.guidance, seeds=seeds,
-            )  # fmt: skip
+                models.backbone, prompts, joined or None, steps=models.steps, guidance=models.guidance, seeds=seeds
+            )
         readings, values = judge_scenes(models, requests, results, draw([r.expected for r in requests]))
         records = [Record(*parts) for parts in zip(requests, readings, values, strict=True)]
         return [(record, {RESULT: picture}) for record, picture in zip(records, results, strict=True)]
 
-    def place(self, task: str, name: str, number: int) -> Path:
-        """Where a concept is made: another setting is another folder, so that no run resumes a different one."""
-        return self.out / "methods" / f"{task}-{name}" / f"{number:02d}-{self.settings(task, name, number)}"
-
-    def steps(self, contender: Contender) -> int:
-        """Steps of optimisation per case."""
-        return max(1, round(self.scale * contender.steps[0 if self.quick else 1]))
+    def places(self, task: str, name: str, number: int, case: Case) -> list[Path]:
+        """Where a case's concepts are made: other settings are other folders, so that no run resumes another."""
+        home = self.out / "methods" / f"{task}-{name}" / f"{number:02d}-{self.settings(task, name, number)}"
+        return [home / own for own in case.names] or [home]
 
     def settings(self, task: str, name: str, *parts: Any) -> str:
         """Hash of all that a cell depends on."""
         contender = self.tasks[task][name]
         about = sorted((asdict(contender) | {"about": ""}).items(), key=str)
-        shared = (FORMAT, __version__, self.seed, self.each, self.models.fingerprints, self.steps(contender), about)
+        steps = contender.scaled(self.quick, self.scale)
+        shared = (FORMAT, __version__, self.seed, self.each, self.models.fingerprints, steps, about)
+        if steps[1]:
+            shared += (self.samples,)
         return hashlib.sha256(repr((shared, task, parts)).encode()).hexdigest()[:16]
 
     def row(self, task: str, name: str, costs: Sequence[dict], records: Sequence[Record]) -> dict[str, Any]:
@@ -154,7 +177,8 @@ class SceneComparison:
         means = {score: [sum(v) / len(v) for v in cases.values()] for score, cases in grouped.items()}
         return {
             "about": contender.about,
-            "steps": self.steps(contender) if contender.method else 0,
+            "steps": contender.scaled(self.quick, self.scale)[0],
+            "learning_steps": contender.scaled(self.quick, self.scale)[1],
             "seconds": sum(cost["seconds"] for cost in costs) / max(len(costs), 1),
             "scores": {score: units.summarise(score, values) for score, values in means.items()},
         }
