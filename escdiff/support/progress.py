@@ -29,11 +29,11 @@ class _Rate(ProgressColumn):
 def sample_progress(label: str, total: int, done: int = 0) -> Iterator[Callable[[int], None]]:
     """Show progress over `total` samples of which `done` are there already; yields `advance(samples)`.
 
-    On standard error; where that is no terminal, as a line now and then.
+    On standard error; where that is no terminal, as a line now and then. Nothing is shown where there is nothing to do.
     """
     console = Console(stderr=True, file=sys.stderr)
     columns = TextColumn(label), BarColumn(), MofNCompleteColumn(), _Rate(), TimeRemainingColumn()
-    with Progress(*columns, console=console, speed_estimate_period=120) as bar:
+    with Progress(*columns, console=console, speed_estimate_period=120, disable=not total) as bar:
         task = bar.add_task(label, total=total, completed=done)
         last_line = time.monotonic()
 

@@ -78,4 +78,5 @@ EDITS = Task(
     ("right", "kept", "psnr_same", "psnr_target", "same_shape", "same_material"),
     NOTE,
     tuple(f"right_{kind}" for kind in KINDS),
+    lambda case: case.reference and case.reference[1],
 )  # fmt: skip

@@ -21,7 +21,7 @@ from escdiff.evaluation.editing.tools import Tools
 from escdiff.mini.data.placings import draw_placing, roomy
 from escdiff.mini.world import world
 from escdiff.mini.world.edits import Edit
-from escdiff.mini.world.rendering.render import boxes, render
+from escdiff.mini.world.rendering.render import Rendered, boxes, render
 from escdiff.mini.world.world import Factors
 from escdiff.pipelines.place import place
 
@@ -51,10 +51,15 @@ def box_of(case: Case) -> Box:
     return roomy(boxes(case.objects.numpy() > 0.5)[0].tolist(), ROOM)
 
 
+def view_of(case: Case) -> Rendered:
+    """The object alone, seen from another side and in another light."""
+    material = case.expected.material
+    return render([Factors(case.expected.shape, material, world.sample_scene(case.rng, material))], case.before.width)
+
+
 def anydoor(tools: Tools, case: Case) -> Image.Image:
     """By a model that was trained for it; outside of the box the latents stay."""
-    material = case.expected.material
-    view = render([Factors(case.expected.shape, material, world.sample_scene(case.rng, material))], case.before.width)
+    view = view_of(case)
     reference, mask = Image.fromarray(view.image[0]), torch.from_numpy(view.mask[0])[None].float()
     models = tools.models
     models.use_branches(False)
@@ -93,4 +98,5 @@ PLACES = Task(
     judge,
     ("family", "pattern", "color", "iou", "psnr_outside", "psnr_target", "shape_id", "material_id"),
     NOTE,
+    reference=lambda case: Image.fromarray(view_of(case).image[0]),
 )

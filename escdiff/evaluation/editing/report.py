@@ -1,6 +1,6 @@
 """The edit bench's table and its sheet of pictures."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -41,16 +41,27 @@ def report(task: Task, table: Mapping[str, Mapping[str, Mapping[str, float]]], a
     return "\n\n".join([*parts, f"![the first cases]({task.name}.png)", task.note]) + "\n"
 
 
-def draw_sheet(path: Path, out: Path, cases: Sequence[Case], records: Mapping[str, Sequence[Record]]) -> None:
-    """A column per edit: the picture before and after, and below what every editor made of it."""
+def draw_sheet(
+    path: Path, out: Path, cases: Sequence[Case], records: Mapping[str, Sequence[Record]],
+    reference: Callable[[Case], Image.Image | None],
+) -> None:  # fmt: skip
+    """A column per edit: the picture before and after, the reference, and below what every editor made of it.
+
+    Args:
+        reference: of a case; without any of them the row is left out.
+    """
     shown = cases[:SHOWN]
     rows: list[list[Image.Image | None]] = [[case.before for case in shown], [case.after for case in shown]]
+    names, references = ["before", "after"], [reference(case) for case in shown]
+    if any(references):
+        rows.append(references)
+        names.append("reference")
     for editor_records in records.values():
         results = {record.request: record.pictures[RESULT] for record in editor_records}
         paths = [results.get(case.edit) for case in shown]
         rows.append([Image.open(out / name) if name else None for name in paths])
     with writing(path):
-        picture_grid(rows, ["before", "after", *records], [case.edit.instruction for case in shown]).save(path)
+        picture_grid(rows, [*names, *records], [case.edit.instruction for case in shown]).save(path)
 
 
 def _cell(name: str, summary: Mapping[str, float] | None) -> str:

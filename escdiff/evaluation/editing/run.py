@@ -65,7 +65,7 @@ class EditBench:
         file = self.out / f"{self.task.name}.json"
         write(file, json.dumps({"about": about, "table": table}, indent=1) + "\n")
         write(file.with_suffix(".md"), report(self.task, table, about))
-        draw_sheet(file.with_suffix(".png"), self.out, cases, records)
+        draw_sheet(file.with_suffix(".png"), self.out, cases, records, self.task.reference)
         return table
 
     def _edit(self, name: str, cases: Sequence[Case], advance) -> tuple[float, list[Record]]:

@@ -26,6 +26,7 @@ class Task:
         judge: records of cases and what an editor made of them.
         scores: columns of the table, and `more` of a second one.
         note: what the scores mean, for the report.
+        reference: the picture that a case's object or look is taken from, for the sheet; None where there is none.
     """
 
     name: str
@@ -35,6 +36,7 @@ class Task:
     scores: tuple[str, ...]
     note: str
     more: tuple[str, ...] = ()
+    reference: Callable[[Case], Image.Image | None] = lambda case: None
 
     def choose(self, names: str, without: Sequence[str] = ()) -> list[str]:
         """Names of its editors, from "all" or a list with commas.

@@ -58,7 +58,7 @@ def test_the_sheet_has_a_column_per_case_and_an_empty_cell_for_what_an_editor_le
         "unchanged": [Record(shown[i].edit, {}, {}, {RESULT: f"{'ab'[i]}.png"}) for i in (1, 0)],
         "img2img": [Record(shown[1].edit, {}, {}, {RESULT: "a.png"})],
     }
-    draw_sheet(tmp_path / "sheet.png", tmp_path, shown, records)
+    draw_sheet(tmp_path / "sheet.png", tmp_path, shown, records, TASK.reference)
     picture = Image.open(tmp_path / "sheet.png")
     step, top = 128 + MARGIN, picture.height - 4 * (128 + MARGIN)
     found = [[picture.getpixel((126 + c * step + 64, top + r * step + 64))[0] for c in range(2)] for r in range(4)]
@@ -66,8 +66,19 @@ def test_the_sheet_has_a_column_per_case_and_an_empty_cell_for_what_an_editor_le
 
 
 def test_the_sheet_shows_the_first_cases(tmp_path):
-    draw_sheet(tmp_path / "sheet.png", tmp_path, cases(SHOWN + 3), {})
+    draw_sheet(tmp_path / "sheet.png", tmp_path, cases(SHOWN + 3), {}, TASK.reference)
     assert Image.open(tmp_path / "sheet.png").width == 126 + SHOWN * (128 + MARGIN)
+
+
+def test_references_have_a_row_where_there_is_one(tmp_path):
+    shown = cases(2)
+    draw_sheet(tmp_path / "without.png", tmp_path, shown, {}, TASK.reference)
+    draw_sheet(tmp_path / "sheet.png", tmp_path, shown, {}, lambda case: case.after if case is shown[1] else None)
+    picture, without = Image.open(tmp_path / "sheet.png"), Image.open(tmp_path / "without.png")
+    step = 128 + MARGIN
+    assert picture.height == without.height + step
+    row = [picture.getpixel((126 + c * step + 64, picture.height - step + 64))[0] for c in range(2)]
+    assert row == [EMPTY[0], 110]
 
 
 def test_chosen_editors_keep_the_order_of_the_table():
