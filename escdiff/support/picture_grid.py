@@ -10,13 +10,17 @@ MARGIN, LINE = 6, 15
 
 
 def _wrap(text: str, font, width: int) -> list[str]:
-    """Lines of a text; one ends behind a space, or behind an underscore, as the names of methods have."""
+    """Lines of a text; one ends behind a space or what joins parts of names and paths, else where it is full."""
     lines: list[str] = []
-    for piece in re.findall(r"[^\s_]*_\s?|[^\s_]+\s?", " ".join(text.split())):
+    for piece in re.findall(r"[^\s_/\\-]*[_/\\-]\s?|[^\s_/\\-]+\s?", " ".join(text.split())):
         if lines and font.getlength((lines[-1] + piece).rstrip()) <= width:
             lines[-1] += piece
-        else:
-            lines.append(piece)
+            continue
+        lines.append("")
+        for letter in piece:
+            if lines[-1] and font.getlength((lines[-1] + letter).rstrip()) > width:
+                lines.append("")
+            lines[-1] += letter
     return [line.rstrip() for line in lines]
 
 

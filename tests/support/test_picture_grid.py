@@ -14,7 +14,10 @@ from escdiff.support.picture_grid import _wrap
         ("make  the house white and red", ["make the house", "white and red"]),
         ("plug_and_play_masked", ["plug_and_play_", "masked"]),
         ("a_ b", ["a_ b"]),
+        ("examples/photographs/mug.png", ["examples/", "photographs/", "mug.png"]),
+        ("a two-coloured umbrella", ["a two-coloured", "umbrella"]),
+        ("W" * 25, ["W" * 10, "W" * 10, "W" * 5]),
     ],
 )
-def test_a_label_ends_its_lines_behind_spaces_and_underscores(text, lines):
+def test_a_label_ends_its_lines_where_words_and_names_may_end(text, lines):
     assert _wrap(text, ImageFont.load_default(12), 120) == lines
