@@ -26,7 +26,7 @@ from escdiff.evaluation.report.writing import write
 from escdiff.support.progress import sample_progress
 
 NOISE = 100  # the streams of the pictures' noise start here
-FORMAT = 2  # raise when the same settings would give other figures
+FORMAT = 3  # raise when the same settings would give other figures
 Metrics = dict[str, dict[str, float | int]]
 log = logging.getLogger(__name__)
 

@@ -13,6 +13,7 @@ from torch import Tensor
 from escdiff.mini.data.lineups import BOUNDS, shows, unit
 from escdiff.mini.oracle import CLASSES, Oracle
 from escdiff.mini.world.colors import color_difference
+from escdiff.mini.world.words import degree
 from escdiff.mini.world.world import TWO_ALIKE, Factors
 
 
@@ -42,8 +43,9 @@ def score(name: str, reading: dict, factors: Factors) -> float | None:
     """One score of one picture; None where there is nothing to judge.
 
     Names: those of `oracle.CLASSES` (1 right, 0 wrong); `shape` (the family) and `appearance` (pattern and colour
-    both right); `params`, `gloss`, `scale`, `angle` (mean absolute error, 0..1); `delta_e` (CIEDE2000 of the first
-    colour). What the picture cannot show is not judged: see `lineups.shows`; nor what this oracle does not read.
+    both right); `degrees` (share of the four proportions that are read within one degree word of the five); `params`,
+    `gloss`, `scale`, `angle` (mean absolute error, 0..1); `delta_e` (CIEDE2000 of the first colour). What the picture
+    cannot show is not judged: see `lineups.shows`; nor what this oracle does not read.
     """
     true = matching_order(reading, truth(factors))
     if name == "shape":
@@ -52,8 +54,12 @@ def score(name: str, reading: dict, factors: Factors) -> float | None:
         return float(all(reading[part] == true[part] for part in ("pattern", "color")))
     if name == "delta_e":
         return color_difference(reading["rgb"], true["rgb"])
-    if not shows(name, factors) or name not in reading:
+    source = "params" if name == "degrees" else name
+    if not shows(source, factors) or source not in reading:
         return None
+    if name == "degrees":
+        steps = [abs(degree(a) - degree(b)) for a, b in zip(reading["params"], true["params"], strict=True)]
+        return sum(step <= 1 for step in steps) / len(steps)
     if name in CLASSES:
         return float(reading[name] == true[name])
     return float(np.abs(np.subtract(reading[name], true[name])).mean())

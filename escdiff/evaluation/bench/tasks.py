@@ -9,10 +9,10 @@ from escdiff.evaluation.bench.scenes import requests as scenes
 from escdiff.evaluation.bench.scenes.requests import SceneRequest
 
 PAINT, RENDER, RECONSTRUCT, DERIVE, SCENES = "paint", "render", "reconstruct", "derive", "scenes"
-WORDS = ("family", "pattern", "color", "color2", "finish", "background")
+WORDS = ("family", "degrees", "pattern", "color", "color2", "finish", "background")
 VALUES = ("params", "delta_e", "gloss", "scale", "angle")
 IDENTITIES = ("shape_id", "material_id")
-CONCEPT = ("family", "pattern", "color", "background", "delta_e", "gloss", "params")
+CONCEPT = ("family", "pattern", "color", "background", "degrees", "delta_e", "gloss", "params")
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,7 @@ TASKS = {
     ),
     "shape": Task(
         "The shape of the reference, a material in words; colours and pattern are the words', not the reference's.",
-        requests.shape, ("family", "params", "color", "pattern", "background"), PAINT, (32, 300),
+        requests.shape, ("family", "degrees", "params", "color", "pattern", "background"), PAINT, (32, 300),
         identities=("shape_id", "leak_material_id"), concept=True,
     ),
     "appearance": Task(

@@ -22,6 +22,9 @@ def test_scores_by_hand(mug):
     assert scores.score("family", read, mug) == 1 and scores.score("pattern", read, mug) == 0
     assert scores.score("color", read, mug) == 1 and scores.score("appearance", read, mug) == 0
     assert scores.score("params", read, mug) == pytest.approx(0.15)
+    true = replace(mug, shape=replace(mug.shape, params=(0.5, 0.5, 0.5, 0.7)))
+    for params, share in (([0.5, 0.5, 0.9, 0.3], 0.5), ([0.01, 0.01, 0.99, 0.99], 0.25), ([0.39, 0.41, 0.61, 0.59], 1)):
+        assert scores.score("degrees", read | {"params": params}, true) == share, params
     assert scores.score("gloss", read, mug) == pytest.approx(0.3)
     assert scores.score("delta_e", read, mug) > 30
 
