@@ -10,10 +10,8 @@ from escdiff.mini.scene_oracle import SceneOracle
 @pytest.mark.parametrize("judge", [Oracle(OracleConfig((8, 8, 16, 16), (0, 1, 1, 1))), SceneOracle()])
 def test_an_embedding_alone_is_that_of_the_whole_reading(judge):
     pixels = torch.rand(2, 3, 128, 128) * 2 - 1
-    whole, names = (
-        judge.read(pixels),
-        [name for name in ("shape_id", "material_id", "face_id") if name in judge.read(pixels)],
-    )
+    whole = judge.read(pixels)
+    names = [name for name in ("shape_id", "material_id", "face_id") if name in whole]
     assert names and judge.training
     for name in names:
         assert torch.equal(judge.embed(name, pixels), whole[name]) and judge.training

@@ -85,6 +85,10 @@ class SceneComparison:
         """Where a case's references lie."""
         return self.out / "references" / task / f"{number:02d}"
 
+    def made(self, task: str, name: str) -> Path:
+        """Where all that a contender learns is kept."""
+        return self.out / "methods" / f"{task}-{name}"
+
     def contend(self, task: str, name: str, cases: Sequence[Case]) -> tuple[list[dict[str, Any]], list[Record]]:
         """What a contender's concepts cost, and its judged pictures, case by case."""
         costs, encoder = [], self.encoder(task, name)
@@ -119,7 +123,7 @@ class SceneComparison:
         contender = self.tasks[task][name]
         if not (steps := contender.scaled(self.quick, self.scale)[1]):
             return None
-        folder = self.out / "methods" / f"{task}-{name}" / f"learned-{self.settings(task, name, 'learn')}"
+        folder = self.made(task, name) / f"learned-{self.settings(task, name, 'learn')}"
         return learn(contender, folder, self.common, steps, self.data, self.samples)
 
     def customize(self, task: str, name: str, number: int, case: Case, encoder: Path | None) -> dict[str, Any]:
@@ -155,7 +159,7 @@ class SceneComparison:
 
     def places(self, task: str, name: str, number: int, case: Case) -> list[Path]:
         """Where a case's concepts are made: other settings are other folders, so that no run resumes another."""
-        home = self.out / "methods" / f"{task}-{name}" / f"{number:02d}-{self.settings(task, name, number)}"
+        home = self.made(task, name) / f"{number:02d}-{self.settings(task, name, number)}"
         return [home / own for own in case.names] or [home]
 
     def settings(self, task: str, name: str, *parts: Any) -> str:
@@ -171,14 +175,15 @@ class SceneComparison:
     def row(self, task: str, name: str, costs: Sequence[dict], records: Sequence[Record]) -> dict[str, Any]:
         """Costs, means over cases, and score -> mean, low, high, n; a case's pictures are no independent samples."""
         contender, grouped = self.tasks[task][name], {}
+        steps, learning = contender.scaled(self.quick, self.scale)
         for number, record in enumerate(records):
             for score, value in record.values.items():
                 grouped.setdefault(score, {}).setdefault(number // self.each, []).append(value)
         means = {score: [sum(v) / len(v) for v in cases.values()] for score, cases in grouped.items()}
         return {
             "about": contender.about,
-            "steps": contender.scaled(self.quick, self.scale)[0],
-            "learning_steps": contender.scaled(self.quick, self.scale)[1],
+            "steps": steps,
+            "learning_steps": learning,
             "seconds": sum(cost["seconds"] for cost in costs) / max(len(costs), 1),
             "scores": {score: units.summarise(score, values) for score, values in means.items()},
         }
