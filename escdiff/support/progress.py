@@ -31,9 +31,12 @@ def sample_progress(label: str, total: int, done: int = 0) -> Iterator[Callable[
 
     On standard error; where that is no terminal, as a line now and then. Nothing is shown where there is nothing to do.
     """
+    if not total:  # not `Progress(disable=True)`: rich before 14.3 ends it with an empty line
+        yield lambda samples: None
+        return
     console = Console(stderr=True, file=sys.stderr)
     columns = TextColumn(label), BarColumn(), MofNCompleteColumn(), _Rate(), TimeRemainingColumn()
-    with Progress(*columns, console=console, speed_estimate_period=120, disable=not total) as bar:
+    with Progress(*columns, console=console, speed_estimate_period=120) as bar:
         task = bar.add_task(label, total=total, completed=done)
         last_line = time.monotonic()
 
