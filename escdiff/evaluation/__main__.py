@@ -124,24 +124,42 @@ def compare(
 def ablations(
     runs: Annotated[list[Path], typer.Argument(help="Run folders of the encoder's training, or a sweep's folder.")],
     out: Annotated[Path, typer.Option(help="Markdown file to write.")] = Path("docs/ablations.md"),
+    by: Annotated[
+        str, typer.Option(help="What is judged: pictures (of a short ESC-Bench), or reading, which paints nothing.")
+    ] = "pictures",
+    questions: Annotated[int, typer.Option(min=2, help="With --by reading: references.")] = 200,
     backbone: Annotated[str, typer.Option(help="mini, a diffusers folder or a hub id.")] = "mini",
     oracle: Annotated[Path | None, typer.Option(help="Folder of the oracle; else the bundled one.")] = None,
     steps: Annotated[int, typer.Option(help="Sampling steps.")] = 20,
-    guidance: Annotated[float, typer.Option(help="Classifier-free guidance scale; 1 switches it off.")] = 3.0,
+    guidance: Annotated[float, typer.Option(help="Classifier-free guidance scale.")] = 3.0,
 ) -> None:
-    """One table of many trained encoders, each judged by a short ESC-Bench that is kept in its run folder."""
+    """One table of many trained encoders, each judged by a short ESC-Bench that is kept in its run folder.
+
+    With --by reading nothing is painted, so it takes seconds: the table says which of 8 namesakes each encoder tells.
+    """
+    if by not in ("pictures", "reading"):
+        raise UserError(f"--by is {by}; give pictures or reading")
+    from escdiff.backbone import load_backbone
+    from escdiff.encoder import ConceptEncoder
     from escdiff.evaluation.bench.models import Models
     from escdiff.evaluation.bench.run import Bench, Metrics
-    from escdiff.evaluation.studies.ablations import TASKS, find_runs, tabulate
+    from escdiff.evaluation.studies import reading
+    from escdiff.evaluation.studies.ablations import BY_PICTURES, TASKS, Judging, find_runs, tabulate
     from escdiff.support.logging import quiet_libraries
 
     quiet_libraries()
+    found = find_runs(runs)
 
-    def judge(encoder: Path) -> Metrics:
+    def paint(encoder: Path) -> Metrics:
         models = Models.load(backbone, encoder, oracle, True, steps, guidance)
         return Bench(models, encoder.parent / "esc-bench", quick=True).run(TASKS, shlex.join(sys.argv))
 
-    tabulate(find_runs(runs), judge, out, shlex.join(["python", "-m", "escdiff.evaluation", *sys.argv[1:]]))
+    if by == "pictures":
+        judging = Judging(*BY_PICTURES, paint)
+    else:
+        read = reading.Reading(load_backbone(backbone).prompts, questions)
+        judging = Judging(*reading.BY_READING, lambda folder: read(ConceptEncoder.from_pretrained(folder)))
+    tabulate(found, judging, out, shlex.join(["python", "-m", "escdiff.evaluation", *sys.argv[1:]]))
     typer.echo(out)
 
 

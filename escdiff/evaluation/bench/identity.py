@@ -40,10 +40,10 @@ def lineup(instance: Shape | Material, seed: int = 0) -> list[Shape] | list[Mate
     return [instance, *namesakes([instance], OTHERS, rng, PURPOSE)]
 
 
-def views(instance: Shape | Material, rng: np.random.Generator) -> list[Factors]:
-    """An instance with everything else drawn anew."""
+def views(instance: Shape | Material, rng: np.random.Generator, count: int = VIEWS) -> list[Factors]:
+    """An instance `count` times, with everything else drawn anew."""
     pictures = []
-    for _ in range(VIEWS):
+    for _ in range(count):
         shape = instance if isinstance(instance, Shape) else draw_shape(rng, purpose=PURPOSE)
         material = instance if isinstance(instance, Material) else draw_material(rng, purpose=PURPOSE)
         pictures.append(Factors(shape, material, world.sample_scene(rng, material)))

@@ -3,6 +3,7 @@
 import os
 import re
 from collections.abc import Mapping, Sequence
+from functools import cache
 from typing import Any
 
 from escdiff.support.config.added import added_term, method_presets
@@ -83,14 +84,21 @@ def register(overrides: Sequence[str] = ()) -> None:
     """
     from hydra.core.config_store import ConfigStore
 
+    _register_own()
+    for name, preset in method_presets(overrides):
+        ConfigStore.instance().store(group="method", name=name, node=preset, package="_global_")
+
+
+@cache  # a quarter of a composition's time
+def _register_own() -> None:
+    from hydra.core.config_store import ConfigStore
+
     store = ConfigStore.instance()
     for door, kind in DOORS.items():
         store.store(name=f"{door}_keys", node=kind)
     for group, kinds in KINDS.items():
         for name, kind in kinds.items():
             store.store(group=group, name=f"{name}_keys", node=kind)
-    for name, preset in method_presets(overrides):
-        store.store(group="method", name=name, node=preset, package="_global_")
 
 
 def _backbone_of(overrides: Sequence[str]) -> list[str]:

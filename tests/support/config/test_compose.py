@@ -46,17 +46,16 @@ def test_an_experiment_of_a_backbone_takes_it_by_itself(name):
 @pytest.mark.parametrize("name", [name for name in EXPERIMENTS if name.startswith("ablation/")])
 def test_every_cell_of_an_ablation_changes_the_base_and_keys_that_exist(name):
     known = {key.name for key in keys_of(TrainConfig)} | {"encoder.vocabulary.shape"}
-    cells = yaml.safe_load((configs_folder() / "experiment" / f"{name}.yaml").read_text(encoding="utf-8"))["hydra"][
-        "sweeper"
-    ]["params"]
-    base = compose("train", ["experiment=mini/ablation"])
+    own = yaml.safe_load((configs_folder() / "experiment" / f"{name}.yaml").read_text(encoding="utf-8"))
+    cells, shared = own["hydra"]["sweeper"]["params"], own["defaults"][0].removeprefix("/experiment/")
+    base = compose("train", [f"experiment={shared}"])
     assert compose("train", [f"experiment={name}"]) == base and cells.keys() <= known
     overrides = OverridesParser.create().parse_overrides([f"{key}={values}" for key, values in cells.items()])
     choices = [
         [f"{o.key_or_group}={v}" for v in (o.sweep_string_iterator() if o.is_sweep_override() else [o.value()])]
         for o in overrides
     ]
-    made = [compose("train", ["experiment=mini/ablation", *cell]) for cell in product(*choices)]
+    made = [compose("train", [f"experiment={shared}", *cell]) for cell in product(*choices)]
     assert all(cell not in (base, *made[:i]) for i, cell in enumerate(made))
 
 
