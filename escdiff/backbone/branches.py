@@ -15,10 +15,9 @@ from pathlib import Path
 
 import torch
 from peft import LoraConfig
-from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
-from escdiff.backbone.lora import add_lora, check_lora, lora_state, put_lora, read_lora, save_lora
+from escdiff.backbone.lora import add_lora, check_lora, lora_layers, lora_state, put_lora, read_lora, save_lora
 from escdiff.concept import ATTRIBUTES, Concept
 from escdiff.conditioning.acting import current_masks
 from escdiff.support.errors import UserError
@@ -37,7 +36,7 @@ class Routing(nn.Module):
 
     def __init__(self, unet: nn.Module, names: Sequence[str]) -> None:
         super().__init__()
-        for layer in [layer for layer in unet.modules() if isinstance(layer, LoraLayer)]:
+        for layer in lora_layers(unet):
             for name in set(names) & set(layer.lora_A):
                 layer.lora_A[name].register_forward_hook(partial(_limit, ATTRIBUTES.index(name)))
 
@@ -83,9 +82,8 @@ def set_branches(unet: nn.Module, weights: Mapping[str, float]) -> None:
         if active:
             unet.set_adapters(list(active), list(active.values()))
         else:
-            for layer in unet.modules():
-                if isinstance(layer, LoraLayer):
-                    layer.set_adapter([])
+            for layer in lora_layers(unet):
+                layer.set_adapter([])
 
 
 @contextmanager
@@ -110,6 +108,9 @@ def delete_adapters(unet: nn.Module, names: Sequence[str]) -> None:
     if there and set(there) == set(unet.peft_config):
         unet.unload_lora()
     elif there:
+        with training_kept(unet):
+            for layer in lora_layers(unet):  # or PEFT makes another one active in their place, and says so
+                layer.set_adapter([name for name in layer.active_adapters if name not in there])
         unet.delete_adapters(there)
 
 
@@ -189,15 +190,21 @@ def hash_of(unet: nn.Module) -> str | None:
     return getattr(unet, "branch_hash", "") if has_some else None
 
 
+def _act(unet: nn.Module) -> bool:
+    """Whether a branch is switched on."""
+    layers = lora_layers(unet)
+    return any(set(ATTRIBUTES) & set(layer.active_adapters) and not layer.disable_adapters for layer in layers)
+
+
 def check_branches(unet: nn.Module, concept: Concept) -> None:
-    """Refuse a concept whose encoder has branches, unless the U-Net has the same; the other way round, warn.
+    """Refuse a concept whose encoder has branches, unless the U-Net has the same; warn of some that act on another's.
 
     Raises:
         UserError: says which encoder's branches are needed.
     """
     there, needed = hash_of(unet), concept.branches.get("hash")
     if needed is None:
-        if there is not None:
+        if _act(unet):
             log.warning("the U-Net has an encoder's branches, which act on a concept that was made without them")
         return
     if there is not None and needed in ("", there):

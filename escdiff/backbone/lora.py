@@ -13,12 +13,18 @@ import torch
 from diffusers import UNet2DConditionModel
 from diffusers.utils.torch_utils import unwrap_module
 from peft import LoraConfig
+from peft.tuners.lora import LoraLayer
 from peft.utils import get_peft_model_state_dict
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from escdiff.support.errors import UserError
 from escdiff.support.files import save_tensors
+
+
+def lora_layers(unet: nn.Module) -> list[LoraLayer]:
+    """PEFT's layers inside a U-Net."""
+    return [module for module in unet.modules() if isinstance(module, LoraLayer)]
 
 
 def lora_state(unet: nn.Module, name: str) -> dict[str, Tensor]:

@@ -9,11 +9,10 @@ from pathlib import Path
 
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
-from torch import Tensor, nn
+from torch import nn
 from transformers import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPTokenizer, CLIPVisionConfig
 
 from escdiff.backbone import mini_folder
-from escdiff.support.errors import UserError
 from escdiff.support.files import keep_umask
 
 SIZE = 128  # pixels
@@ -107,19 +106,6 @@ def make_scheduler() -> DDIMScheduler:
 def part(folder: Path, name: str) -> Path:
     """Folder of a part: `folder` if an earlier training exported it there, else the bundled model."""
     return folder / name if (folder / name).is_dir() else mini_folder() / name
-
-
-def load_weights(kind: type, folder: str | Path, name: str) -> dict[str, Tensor]:
-    """The weights, in float32, of the part `name` that a training exported to `folder`.
-
-    Raises:
-        UserError: there is none.
-    """
-    place = Path(folder).expanduser() / name
-    if not (place / "config.json").is_file():
-        problem = f"no {name} in {place.parent}"
-        raise UserError(f"{problem}; train it with `python train.py experiment=mini/{name}` or name another folder")
-    return kind.from_pretrained(place).float().state_dict()
 
 
 def save_half(module: nn.Module, folder: Path) -> None:

@@ -16,7 +16,8 @@ from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from escdiff.backbone.adapters.attached import LORA, LowRank, lora_layers
+from escdiff.backbone.adapters.attached import LORA, LowRank
+from escdiff.backbone.lora import lora_layers
 from escdiff.concept import Concept
 from escdiff.encoder import hub
 from escdiff.sharing import __main__ as door

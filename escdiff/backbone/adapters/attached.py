@@ -13,14 +13,13 @@ from pathlib import Path
 from diffusers import StableDiffusionPipeline
 from diffusers.models.attention_processor import AttnProcessor2_0
 from peft import LoraConfig
-from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
 from escdiff.backbone import Backbone
 from escdiff.backbone.adapters.fused import FUSE, put_fuse, take_fuse
 from escdiff.backbone.adapters.gated import GATES, put_gates, take_gates
 from escdiff.backbone.branches import delete_adapters, training_kept
-from escdiff.backbone.lora import add_lora, lora_state, put_lora, read_lora, save_lora
+from escdiff.backbone.lora import add_lora, lora_layers, lora_state, put_lora, read_lora, save_lora
 from escdiff.backbone.weights import Weights
 from escdiff.concept import Concept
 from escdiff.support.errors import UserError
@@ -199,11 +198,6 @@ class Attached:
         while self._takes:
             self._takes.pop()(self.unet)
         self.name = self.processors = None
-
-
-def lora_layers(unet: nn.Module) -> list[LoraLayer]:
-    """PEFT's layers inside a U-Net."""
-    return [module for module in unet.modules() if isinstance(module, LoraLayer)]
 
 
 @contextmanager

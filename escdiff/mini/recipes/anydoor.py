@@ -12,6 +12,7 @@ from escdiff.support.config.train import TrainConfig
 from escdiff.support.files import keep_umask
 from escdiff.training.editing.placing import PlacingModule
 from escdiff.training.encoder.frozen import cast, make_small_sd, picture_size
+from escdiff.training.loop.initial import take
 from escdiff.training.loop.recipe import Training
 from escdiff.training.loop.sample_order import EpochSampler
 
@@ -20,14 +21,16 @@ def build(config: TrainConfig) -> Training:
     """The training for `escdiff.training.loop.run`; renders the scenes that are not there yet.
 
     Raises:
-        UserError: an SDXL or a transformer.
+        UserError: an SDXL or a transformer, or an `init` that is no AnyDoor of this backbone and tower.
     """
     backbone = make_small_sd(config.backbone, "AnyDoor")
     size, seed = picture_size(config.data.size, backbone), config.data.seed
     folder = expand(config.data.root) / f"placings-{VERSION}-{seed}-{size}"
+    placer = Placer.fresh(backbone.unet, load_vision(config.encoder.vision), decoder=True)
+    if config.init:
+        take(placer, Placer.from_pretrained(config.init, backbone.unet, placer.vision), config.init)
     build_placings(folder, config.data.num_samples, seed, size, config.data.render_workers)
     cast(backbone, pick_dtype(config.backbone.dtype))
-    placer = Placer.fresh(backbone.unet, load_vision(config.encoder.vision), decoder=True)
     module = PlacingModule(
         backbone, placer, config.optim.lr, config.trainer.max_steps, config.optim.warmup, config.optim.weight_decay,
         config.loss.high_noise_bias,

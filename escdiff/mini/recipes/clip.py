@@ -14,7 +14,6 @@ import torch
 from open_clip.loss import ClipLoss
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
-from transformers import CLIPModel
 
 from escdiff.data.views import reframe
 from escdiff.encoder.vision import normalise
@@ -29,6 +28,7 @@ from escdiff.mini.world.world import PATTERNS, TWO_ALIKE
 from escdiff.support.config.train import TrainConfig
 from escdiff.support.config.trainer import OptimConfig
 from escdiff.support.errors import UserError
+from escdiff.training.loop.initial import start_from
 from escdiff.training.loop.optim.muon import Muon
 from escdiff.training.loop.optim.schedule import with_schedule
 from escdiff.training.loop.recipe import Training
@@ -212,7 +212,7 @@ def build(config: TrainConfig) -> Training:
         optim.lr, config.trainer.max_steps, optim.warmup, optim.weight_decay, config.naming, config.instances
     )
     if config.init:
-        module.clip.load_state_dict(mini.load_weights(CLIPModel, config.init, "clip"))
+        start_from(module.clip, config.init, "clip")
     ensure_rendered(config.data)
     arrays = StillLifeArrays(config.data.source)
     sampler = GroupSampler(len(arrays), config.data.batch_size, config.seed)

@@ -19,6 +19,7 @@ from escdiff.mini.oracle import CLASSES, VALUES, Oracle
 from escdiff.mini.world.world import TWO_ALIKE, VERSION
 from escdiff.support.config.train import TrainConfig
 from escdiff.support.config.trainer import OptimConfig
+from escdiff.training.loop.initial import start_from
 from escdiff.training.loop.optim.muon import Muon
 from escdiff.training.loop.optim.schedule import with_schedule
 from escdiff.training.loop.recipe import Training
@@ -101,13 +102,17 @@ class OracleModule(L.LightningModule):
 
 
 def build(config: TrainConfig) -> Training:
-    """The training for `escdiff.training.loop.run`; renders the line-ups that are not there yet."""
+    """The training for `escdiff.training.loop.run`; renders the line-ups that are not there yet.
+
+    Raises:
+        UserError: `init` has no such oracle.
+    """
+    module = OracleModule(config.optim.lr, config.trainer.max_steps, config.optim.warmup)
+    if config.init:
+        start_from(module.oracle, config.init, "oracle")
     folder = expand(config.data.source) / f"lineups-{VERSION}-{config.data.seed}"
     build_lineups(folder, config.data.num_samples // PICTURES, config.data.seed, workers=config.data.render_workers)
     soften(folder, reconstruction(mini_folder()))
-    module = OracleModule(config.optim.lr, config.trainer.max_steps, config.optim.warmup)
-    if config.init:
-        module.oracle.load_state_dict(Oracle.from_pretrained(expand(config.init) / "oracle").state_dict())
     return judge_training(config, module, LineUps(folder), "oracle")
 
 

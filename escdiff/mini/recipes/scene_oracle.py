@@ -17,6 +17,7 @@ from escdiff.mini.scene_oracle import CLASSES, SceneOracle
 from escdiff.mini.world.world import VERSION
 from escdiff.support.config.train import TrainConfig
 from escdiff.support.config.trainer import OptimConfig
+from escdiff.training.loop.initial import start_from
 from escdiff.training.loop.optim.muon import Muon
 from escdiff.training.loop.optim.schedule import with_schedule
 from escdiff.training.loop.recipe import Training
@@ -117,9 +118,15 @@ class SceneOracleModule(L.LightningModule):
 
 
 def build(config: TrainConfig) -> Training:
-    """The training for `escdiff.training.loop.run`; renders the sheets that are not there yet."""
+    """The training for `escdiff.training.loop.run`; renders the sheets that are not there yet.
+
+    Raises:
+        UserError: `init` has no such scene oracle.
+    """
+    module = SceneOracleModule(config.optim.lr, config.trainer.max_steps, config.optim.warmup)
+    if config.init:
+        start_from(module.oracle, config.init, "scene_oracle")
     folder = expand(config.data.source) / f"sheets-{VERSION}-{config.data.seed}"
     build_sheets(folder, config.data.num_samples // PICTURES, config.data.seed, workers=config.data.render_workers)
     soften(folder, reconstruction(mini_folder()))
-    module = SceneOracleModule(config.optim.lr, config.trainer.max_steps, config.optim.warmup)
     return judge_training(config, module, Sheets(folder), "scene_oracle")

@@ -22,6 +22,7 @@ from escdiff.support.config.loss import LossConfig
 from escdiff.support.config.train import TrainConfig
 from escdiff.support.config.trainer import OptimConfig
 from escdiff.training.loop.hardware import own_device
+from escdiff.training.loop.initial import start_from
 from escdiff.training.loop.optim.muon import Muon
 from escdiff.training.loop.optim.schedule import with_schedule
 from escdiff.training.loop.prepare_data import ensure_latents
@@ -138,20 +139,18 @@ class UnetModule(L.LightningModule):
 
 
 def build(config: TrainConfig) -> Training:
-    """The training for `training.loop.run`; encodes the data's latents if they are not there yet."""
-    from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel
+    """The training for `training.loop.run`; encodes the data's latents if they are not there yet.
+
+    Raises:
+        UserError: `init` has no such U-Net.
+    """
+    from diffusers import AutoencoderKL, StableDiffusionPipeline
     from transformers import CLIPTextModel, CLIPTokenizer
 
     folder, root = config.export_folder, config.data.source
     vae = AutoencoderKL.from_pretrained(mini.part(folder, "vae"), torch_dtype=torch.float32).eval()
     text = CLIPTextModel.from_pretrained(mini.part(folder, "text_encoder"), dtype=torch.float32)
     tokenizer = CLIPTokenizer.from_pretrained(mini.part(folder, "tokenizer"))
-    key = vae_key(vae, mini.SIZE)
-    ensure_rendered(config.data)
-    moments, pictures = lambda pixels: vae.quant_conv(vae.encoder(pixels)), partial(array_pictures, root)
-    ensure_latents(root, vae, moments, key, own_device(config.trainer), pictures)
-    arrays = StillLifeArrays(root)
-    data = CaptionedLatents(arrays, load_latents(root, key), tokenizer, config.seed)
     proxy = WordProxy(
         lambda pixels: vae.encode(pixels).latent_dist.mode(),
         lambda texts: text(_ids(tokenizer, texts)).last_hidden_state,
@@ -162,7 +161,13 @@ def build(config: TrainConfig) -> Training:
         text, optim.lr, config.trainer.max_steps, optim.warmup, loss.high_noise_bias, loss.object_weight, proxy
     )
     if config.init:
-        module.unet.load_state_dict(mini.load_weights(UNet2DConditionModel, config.init, "unet"))
+        start_from(module.unet, config.init, "unet")
+    key = vae_key(vae, mini.SIZE)
+    ensure_rendered(config.data)
+    moments, pictures = lambda pixels: vae.quant_conv(vae.encoder(pixels)), partial(array_pictures, root)
+    ensure_latents(root, vae, moments, key, own_device(config.trainer), pictures)
+    arrays = StillLifeArrays(root)
+    data = CaptionedLatents(arrays, load_latents(root, key), tokenizer, config.seed)
     plain_steps = int(config.data.plain_share * config.trainer.max_steps)
     sampler = PlainFirst(arrays, config.data.batch_size, config.seed, plain_steps)
     loader = DataLoader(data, batch_sampler=sampler, collate_fn=lambda batch: batch)

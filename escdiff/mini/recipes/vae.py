@@ -4,7 +4,6 @@ from typing import Any
 
 import lightning as L
 import torch
-from diffusers import AutoencoderKL
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
@@ -14,6 +13,7 @@ from escdiff.mini.data.swap_data import ensure_rendered
 from escdiff.mini.recipes.pca import set_to_pca
 from escdiff.support.config.train import TrainConfig
 from escdiff.support.config.trainer import OptimConfig
+from escdiff.training.loop.initial import start_from
 from escdiff.training.loop.optim.muon import Muon
 from escdiff.training.loop.optim.schedule import with_schedule
 from escdiff.training.loop.recipe import Training
@@ -95,13 +95,17 @@ class VaeModule(L.LightningModule):
 
 
 def build(config: TrainConfig) -> Training:
-    """The training for `escdiff.training.loop.run`."""
-    ensure_rendered(config.data)
-    pictures = Pictures(StillLifeArrays(config.data.source))
+    """The training for `escdiff.training.loop.run`.
+
+    Raises:
+        UserError: `init` has no such VAE.
+    """
     module = VaeModule(config.optim.lr, config.trainer.max_steps, config.optim.warmup)
     if config.init:  # its decoder learns on; the encoder stays, and with it all that was trained on its latents
-        module.vae.load_state_dict(mini.load_weights(AutoencoderKL, config.init, "vae"))
-    else:
+        start_from(module.vae, config.init, "vae")
+    ensure_rendered(config.data)
+    pictures = Pictures(StillLifeArrays(config.data.source))
+    if not config.init:
         set_to_pca(module.vae, pictures.arrays.pixels(slice(0, len(pictures), max(1, len(pictures) // 1500))))
     loader = DataLoader(
         pictures,

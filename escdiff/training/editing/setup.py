@@ -11,6 +11,7 @@ from escdiff.training.editing.pairs import make_pairs
 from escdiff.training.encoder.datasets import prepare
 from escdiff.training.encoder.frozen import cast, make_small_sd, picture_size
 from escdiff.training.loop.hardware import own_device
+from escdiff.training.loop.initial import start_from
 from escdiff.training.loop.recipe import Training
 from escdiff.training.loop.sample_order import EpochSampler
 
@@ -21,16 +22,18 @@ def build(config: TrainConfig) -> Training:
     The result is a diffusers folder that `StableDiffusionInstructPix2PixPipeline` loads.
 
     Raises:
-        UserError: an SDXL or a transformer, or data without pairs.
+        UserError: an SDXL or a transformer, data without pairs, or an `init` that holds no such U-Net.
     """
     backbone = make_small_sd(config.backbone, "InstructPix2Pix")
-    prepare(config.data)
-    data = make_pairs(config.data, backbone, picture_size(config.data.size, backbone), own_device(config.trainer))
-    cast(backbone, pick_dtype(config.backbone.dtype))
     module = InstructModule(
         backbone, config.optim.lr, config.trainer.max_steps, config.optim.warmup, config.optim.weight_decay,
         config.loss.high_noise_bias,
     )  # fmt: skip
+    if config.init:
+        start_from(module.unet, config.init, "unet")
+    prepare(config.data)
+    data = make_pairs(config.data, backbone, picture_size(config.data.size, backbone), own_device(config.trainer))
+    cast(backbone, pick_dtype(config.backbone.dtype))
     sampler = EpochSampler(len(data), config.data.batch_size, config.seed)
     loader = DataLoader(data, batch_sampler=sampler, collate_fn=lambda batch: batch)
 

@@ -12,9 +12,12 @@ from escdiff.cli import train
 from escdiff.data.index import Index
 from escdiff.mini.data.placings import Placings, build_placings, draw_placing, show
 from escdiff.mini.data.still_life import StillLifeOptions, make_still_life
+from escdiff.mini.recipes import anydoor
 from escdiff.pipelines.instruct import load_instruct
 from escdiff.pipelines.placer import Placer
+from escdiff.support.config.compose import compose
 from escdiff.support.errors import UserError
+from escdiff.training.editing import setup as instruct_setup
 from escdiff.training.editing.instruct import InstructModule, dropped
 from escdiff.training.editing.pairs import read_pairs
 from escdiff.training.encoder import frozen
@@ -31,12 +34,16 @@ def world(tmp_path_factory):
     return root
 
 
-def run(tiny_folder, world, name, *arguments):
-    train._main([
+def settings(tiny_folder, world, name, *arguments):
+    return [
         f"experiment=mini/{name}", f"backbone.name={tiny_folder}", f"data.root={world / 'world'}", "data.size=64",
         "data.batch_size=4", "data.num_samples=8", "trainer.threads=1", "trainer.log_steps=1", "trainer.max_steps=2",
         f"encoder.vision={world / 'tower'}", *arguments,
-    ])  # fmt: skip
+    ]  # fmt: skip
+
+
+def run(*given):
+    train._main(settings(*given))
 
 
 def losses(folder):
@@ -56,6 +63,13 @@ def test_instruct_pix2pix_from_the_door(tiny_folder, world, tmp_path):
     pipeline = load_instruct(tmp_path / "export")
     assert len(losses(tmp_path)) == 2 and pipeline.unet.config.in_channels == 16
     assert pipeline.unet.conv_in.weight[:, 8:].abs().max() > 0  # it has learned to look
+    given = settings(
+        tiny_folder, world, "instruct_pix2pix", f"run_dir={tmp_path / 'on'}", f"init={tmp_path / 'export'}"
+    )
+    goes_on = instruct_setup.build(compose("train", given)).module
+    torch.testing.assert_close(dict(goes_on.unet.state_dict()), dict(pipeline.unet.state_dict()))
+    with pytest.raises(UserError, match="init=.* whose UNet2DConditionModel is not this recipe's .*conv_in"):
+        run(tiny_folder, world, "instruct_pix2pix", f"run_dir={tmp_path / 'on'}", f"init={tiny_folder}")
 
 
 @pytest.mark.slow
@@ -69,6 +83,12 @@ def test_anydoor_from_the_door(tiny_folder, world, tmp_path):
     assert placer.controlnet.controlnet_mid_block.weight.abs().max() > 0 == placer.controlnet.conv_in.weight.abs().max()
     moved = {name for name, p in placer.unet.named_parameters() if not torch.equal(p, unet.get_parameter(name))}
     assert moved and all(name.startswith("up_blocks") for name in moved)
+    given = settings(tiny_folder, world, "anydoor", f"run_dir={tmp_path / 'on'}", f"init={tmp_path / 'export'}")
+    goes_on = anydoor.build(compose("train", given)).module.placer
+    torch.testing.assert_close(dict(goes_on.state_dict()), dict(placer.state_dict()))
+    assert {name for name, p in goes_on.named_parameters() if not p.requires_grad} == {
+        "controlnet.conv_in.weight", "controlnet.conv_in.bias"
+    }  # fmt: skip
 
 
 @pytest.mark.slow
