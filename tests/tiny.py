@@ -3,6 +3,7 @@
 Nothing here touches the network; the vocabulary is the one that open_clip ships.
 """
 
+import copy
 import functools
 
 import torch
@@ -108,6 +109,12 @@ def make_backbone(**parts) -> Backbone:
         text_encoder_2=parts.get("text_encoder_2"),
         tokenizer_2=parts.get("tokenizer_2"),
     )
+
+
+def copied(backbone: Backbone) -> Backbone:
+    """A copy to change. Its tokenizers, which take longest to copy, are the same: add no words to them."""
+    tokenizers = (backbone.tokenizer, backbone.tokenizer_2)
+    return copy.deepcopy(backbone, {id(tokenizer): tokenizer for tokenizer in tokenizers})
 
 
 def make_sd21() -> Backbone:

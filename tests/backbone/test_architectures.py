@@ -1,6 +1,5 @@
 """Tiny SD 1.5-, 2.1- and SDXL-shaped models from disk, and the real configurations without their weights."""
 
-import copy
 import shutil
 import time
 
@@ -65,7 +64,7 @@ def test_prompts_of_sdxl_equal_its_pipeline():
 
 
 def test_half_precision_files_variants_and_offline(tiny_backbone, tmp_path):
-    half = copy.deepcopy(tiny_backbone).pipeline().to(dtype=torch.float16)
+    half = tiny.copied(tiny_backbone).pipeline().to(dtype=torch.float16)
     half.save_pretrained(tmp_path, variant="fp16")
     options = loading_options(BackboneConfig(variant="fp16", offline=True, prediction_type="v_prediction"))
     backbone = load_backbone(tmp_path, dtype=torch.bfloat16, **options)

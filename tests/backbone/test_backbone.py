@@ -64,7 +64,7 @@ def test_a_cast_keeps_the_text_hash(tiny_backbone, tiny_folder):
 
 
 def test_half_precision_files_share_the_hash(tiny_backbone, tmp_path):
-    copy.deepcopy(tiny_backbone).pipeline().to(dtype=torch.float16).save_pretrained(tmp_path)
+    tiny.copied(tiny_backbone).pipeline().to(dtype=torch.float16).save_pretrained(tmp_path)
     assert load_backbone(tmp_path).text_hash == tiny_backbone.text_hash
 
 
@@ -87,7 +87,7 @@ def test_latents_are_scaled_as_the_stock_pipeline_does(tiny_backbone):
 
 
 def test_a_shift_factor_is_undone_in_decoding(tiny_backbone):
-    shifted = copy.deepcopy(tiny_backbone)
+    shifted = tiny.copied(tiny_backbone)
     shifted.vae.register_to_config(shift_factor=0.3)
     moments = tiny_backbone.moments(torch.zeros(1, 3, 128, 128))
     ours, plain = (b.sample_latents(moments, torch.Generator().manual_seed(1)) for b in (shifted, tiny_backbone))

@@ -1,5 +1,6 @@
 """A concept's file gives back what was put in, runs nothing, and refuses what it was not made for."""
 
+import copy
 import pickle
 
 import pytest
@@ -268,7 +269,6 @@ def test_a_strength_of_each_layer():
 
 
 def test_textual_inversion_export(tmp_path, tiny_backbone):
-    import copy
 
     concept = make(space=P)
     path = tmp_path / "learned_embeds.safetensors"

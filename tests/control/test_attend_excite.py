@@ -17,7 +17,7 @@ STEPS = 5
 
 @pytest.fixture(scope="module")
 def backbones(tiny_backbone):
-    return {"sd": copy.deepcopy(tiny_backbone), "sd21": tiny.make_sd21(), "sdxl": tiny.make_sdxl()}
+    return {"sd": tiny.copied(tiny_backbone), "sd21": tiny.make_sd21(), "sdxl": tiny.make_sdxl()}
 
 
 def reference(backbone, prompt, **options):

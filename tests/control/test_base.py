@@ -1,7 +1,5 @@
 """Controls in stock pipelines of every kind, with any scheduler; without a trace afterwards."""
 
-import copy
-
 import diffusers
 import pytest
 import tiny
@@ -34,7 +32,7 @@ class Shift(Control):
 
 @pytest.fixture(scope="module")
 def backbones(tiny_backbone):
-    return {"sd": copy.deepcopy(tiny_backbone), "sd21": tiny.make_sd21(), "sdxl": tiny.make_sdxl()}
+    return {"sd": tiny.copied(tiny_backbone), "sd21": tiny.make_sd21(), "sdxl": tiny.make_sdxl()}
 
 
 def quick(**options):
@@ -139,7 +137,7 @@ def test_generate_takes_controls(backbones):
 def test_lora_before_and_a_compiled_unet(backbones):
     from peft import LoraConfig
 
-    pipeline = make_pipeline(copy.deepcopy(backbones["sd"]))
+    pipeline = make_pipeline(tiny.copied(backbones["sd"]))
     plain = paint(controlled(pipeline, quick()), PROMPT, steps=2)
     pipeline.unet.add_adapter(LoraConfig(r=2, target_modules=["to_q", "to_k"], init_lora_weights=False))
     with_lora = paint(controlled(pipeline, quick()), PROMPT, steps=2)
@@ -151,7 +149,7 @@ def test_lora_before_and_a_compiled_unet(backbones):
 
 
 def test_parameters_take_gradients_again_afterwards(backbones):
-    pipeline = make_pipeline(copy.deepcopy(backbones["sd"]))
+    pipeline = make_pipeline(tiny.copied(backbones["sd"]))
     pipeline.unet.requires_grad_(True)
     paint(controlled(pipeline, quick()), PROMPT, steps=1)
     assert all(p.requires_grad and p.grad is None for p in pipeline.unet.parameters())

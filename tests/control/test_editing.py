@@ -1,6 +1,5 @@
 """Real pictures backwards and editing in the source's layout, on tiny models."""
 
-import copy
 from contextlib import contextmanager
 
 import diffusers
@@ -30,7 +29,7 @@ STEPS = 4
 
 @pytest.fixture(scope="module")
 def backbones(tiny_backbone):
-    return {"sd": copy.deepcopy(tiny_backbone), "sd21": tiny.make_sd21(), "sdxl": tiny.make_sdxl()}
+    return {"sd": tiny.copied(tiny_backbone), "sd21": tiny.make_sd21(), "sdxl": tiny.make_sdxl()}
 
 
 @pytest.fixture(scope="module", params=["sd", "sd21", "sdxl"])

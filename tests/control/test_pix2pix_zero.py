@@ -22,7 +22,7 @@ STEPS, GUIDANCE = 3, 3.0
 
 @pytest.fixture(scope="module")
 def backbones(tiny_backbone):
-    return {"sd": copy.deepcopy(tiny_backbone), "sd21": tiny.make_sd21(), "sdxl": tiny.make_sdxl()}
+    return {"sd": tiny.copied(tiny_backbone), "sd21": tiny.make_sd21(), "sdxl": tiny.make_sdxl()}
 
 
 def source_of(pipeline):

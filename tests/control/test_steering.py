@@ -1,8 +1,7 @@
 """CONFORM and boxes: what one update is, by plain lines; and what they refuse."""
 
-import copy
-
 import pytest
+import tiny
 import torch
 from call import hooks, make_pipeline, paint
 
@@ -19,7 +18,7 @@ GROUPS = [[2, 3], [6, 7]]  # red mug; blue chair
 
 @pytest.fixture(scope="module")
 def pipeline(tiny_backbone):
-    return make_pipeline(copy.deepcopy(tiny_backbone))
+    return make_pipeline(tiny.copied(tiny_backbone))
 
 
 def plain_update(pipeline, latents, timestep, loss, size):

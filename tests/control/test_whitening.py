@@ -14,7 +14,7 @@ from escdiff.control.whitening import Whitening, auto_correlation, divergence
 
 @pytest.fixture(scope="module", params=["sd", "sd21"])
 def backbone(request, tiny_backbone):
-    return copy.deepcopy(tiny_backbone) if request.param == "sd" else tiny.make_sd21()
+    return tiny.copied(tiny_backbone) if request.param == "sd" else tiny.make_sd21()
 
 
 @pytest.fixture

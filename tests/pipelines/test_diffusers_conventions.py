@@ -4,7 +4,6 @@ The checks follow those of diffusers' own public pipeline tests for Stable Diffu
 the stock pipeline, on `ESCDiffPipeline` with an encoder, and on that with a concept loaded and named in the prompt.
 """
 
-import copy
 import gc
 import inspect
 import json
@@ -43,7 +42,7 @@ def make(tiny_backbone, encoder_folder):
     """kind -> a pipeline with parts of its own."""
 
     def build(kind):
-        parts = copy.deepcopy(tiny_backbone).pipeline().components
+        parts = tiny.copied(tiny_backbone).pipeline().components
         cls = diffusers.StableDiffusionPipeline if kind == "stock" else ESCDiffPipeline
         pipeline = cls(**parts, requires_safety_checker=False)
         pipeline.set_progress_bar_config(disable=True)

@@ -1,7 +1,5 @@
 """InstructPix2Pix: a widened U-Net, and what its training and its sampling make of a picture and an instruction."""
 
-import copy
-
 import numpy as np
 import pytest
 import tiny
@@ -20,7 +18,7 @@ TEXTS = ["make the mug blue", "turn the mug into a chair"]
 
 @pytest.fixture(scope="module", params=["sd", "sd21"])
 def backbone(request, tiny_backbone):
-    return copy.deepcopy(tiny_backbone) if request.param == "sd" else tiny.make_sd21()
+    return tiny.copied(tiny_backbone) if request.param == "sd" else tiny.make_sd21()
 
 
 @pytest.fixture(scope="module")

@@ -23,7 +23,7 @@ KINDS = ("sd", "sd21", "sdxl", "img2img", "inpaint", "controlnet", "sdxl_img2img
 
 @pytest.fixture(scope="module")
 def backbones(tiny_backbone):
-    return {"sd": copy.deepcopy(tiny_backbone), "sd21": tiny.make_sd21(), "sdxl": tiny.make_sdxl()}
+    return {"sd": tiny.copied(tiny_backbone), "sd21": tiny.make_sd21(), "sdxl": tiny.make_sdxl()}
 
 
 def make_pipeline(kind, backbones):
@@ -193,7 +193,7 @@ def test_lora_and_its_scale(backbones, tmp_path):
     from peft import LoraConfig
     from peft.utils import get_peft_model_state_dict
 
-    source = copy.deepcopy(backbones["sd"])
+    source = tiny.copied(backbones["sd"])
     states = {}
     for part, targets in (("unet", ["to_k", "to_v"]), ("text_encoder", ["q_proj", "v_proj"])):
         model = getattr(source, part)
@@ -205,7 +205,7 @@ def test_lora_and_its_scale(backbones, tmp_path):
         states[part] = get_peft_model_state_dict(model)
     diffusers.StableDiffusionPipeline.save_lora_weights(tmp_path, states["unet"], states.get("text_encoder"))
 
-    backbone = copy.deepcopy(backbones["sd"])
+    backbone = tiny.copied(backbones["sd"])
     pipeline = backbone.pipeline()
     pipeline.set_progress_bar_config(disable=True)
     before = paint(pipeline, "a object object object object")
@@ -240,7 +240,7 @@ def test_with_textual_inversion_and_slicing(backbones, tmp_path):
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float16, 0.02), (torch.bfloat16, 0.1)])
 def test_half_precision_within_tolerance(dtype, tolerance, backbones):
     """Latents of unit scale: mean distance from float32."""
-    full, half = backbones["sd"], copy.deepcopy(backbones["sd"]).to(dtype=dtype)
+    full, half = backbones["sd"], tiny.copied(backbones["sd"]).to(dtype=dtype)
     pictures = []
     for backbone in (full, half):
         pipeline = backbone.pipeline()

@@ -59,7 +59,7 @@ def test_a_textual_inversion_of_the_same_word_is_refused_in_either_order(backbon
 
 
 def test_replaced_parts_are_bound_or_refused(backbones):  # noqa: F811
-    backbone = copy.deepcopy(backbones["sd"])
+    backbone = tiny.copied(backbones["sd"])
     pipeline = backbone.pipeline()
     pipeline.set_progress_bar_config(disable=True)
     escdiff.load_concept(pipeline, make_concept(backbone, spread=20.0))
@@ -132,7 +132,7 @@ def test_embeddings_beside_a_prompt_with_a_placeholder(backbones):  # noqa: F811
 
 
 def test_weights_of_a_concept_go_with_loras_of_others(backbones, tmp_path):  # noqa: F811
-    backbone = copy.deepcopy(backbones["sd"])
+    backbone = tiny.copied(backbones["sd"])
     method = DreamBooth(backbone)
     for parameter in method.kept:
         torch.nn.init.normal_(parameter, std=0.3)

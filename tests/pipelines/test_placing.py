@@ -4,6 +4,7 @@ import copy
 
 import numpy as np
 import pytest
+import tiny
 import torch
 from diffusers import StableDiffusionPipeline
 from PIL import Image
@@ -38,7 +39,7 @@ def vision(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def backbone(tiny_backbone):
-    return copy.deepcopy(tiny_backbone)
+    return tiny.copied(tiny_backbone)
 
 
 @pytest.fixture
