@@ -16,8 +16,8 @@ from escdiff.support.picture_grid import picture_grid
 SHOWN = 6  # pictures of a task
 NOTE = (
     "Shares in percent with 95 % intervals over cases, means over a case's pictures first; docs/bench.md "
-    f"says what each score is. Those of `{OWN}` are the judge's own, shown the truth. Seconds are for the concepts of "
-    "one case; an encoder is learned once before, in the steps that the column says."
+    f"says what each score is. Those of `{OWN}` are the judge's own, shown the truth. Seconds are for what is "
+    "learned per case; an encoder is learned once before, in the steps that the column says."
 )
 UNJUDGED = "There is no judge of scenes here, so these pictures have no scores: give --scene-oracle."
 
@@ -36,7 +36,8 @@ def write_report(
     for task, rows in table.items():
         scores = list(dict.fromkeys(score for row in rows.values() for score in row["scores"]))
         lines = [
-            (f"{name}: {row['about']}", str(row["steps"]), str(row["learning_steps"]), f"{row['seconds']:.1f}",
+            (f"{name}: {row['about']}", str(row["steps"]), str(row["learning_steps"]),
+             "" if row["seconds"] is None else f"{row['seconds']:.1f}",
              *(score_cell(f"{task}/{score}", row["scores"].get(score)) for score in scores))
             for name, row in rows.items()
         ]  # fmt: skip

@@ -173,7 +173,10 @@ class SceneComparison:
         return hashlib.sha256(repr((shared, task, parts)).encode()).hexdigest()[:16]
 
     def row(self, task: str, name: str, costs: Sequence[dict], records: Sequence[Record]) -> dict[str, Any]:
-        """Costs, means over cases, and score -> mean, low, high, n; a case's pictures are no independent samples."""
+        """Costs, means over cases, and score -> mean, low, high, n; a case's pictures are no independent samples.
+
+        No seconds where nothing is learned per case.
+        """
         contender, grouped = self.tasks[task][name], {}
         steps, learning = contender.scaled(self.quick, self.scale)
         for number, record in enumerate(records):
@@ -184,6 +187,6 @@ class SceneComparison:
             "about": contender.about,
             "steps": steps,
             "learning_steps": learning,
-            "seconds": sum(cost["seconds"] for cost in costs) / max(len(costs), 1),
+            "seconds": sum(cost["seconds"] for cost in costs) / len(costs) if costs else None,
             "scores": {score: units.summarise(score, values) for score, values in means.items()},
         }
