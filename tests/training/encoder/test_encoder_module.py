@@ -90,7 +90,8 @@ class StopAt(run.L.Callback):
 
 
 def test_train_resume_export(config, tmp_path, tiny_folder):
-    config.data.batch_size, config.loss.draws = 16, 1  # four steps to an epoch
+    config.data.root, config.loss.draws = str(tmp_path / "few"), 1
+    make_still_life(tmp_path / "few", 24, StillLifeOptions(seed=1))  # four steps to an epoch
     run.train(config)
     straight = checkpoint(config)
     assert not [name for name in straight["state_dict"] if "unet" in name or "vision" in name]
