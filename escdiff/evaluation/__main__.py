@@ -131,11 +131,12 @@ def ablations(
     backbone: Annotated[str, typer.Option(help="mini, a diffusers folder or a hub id.")] = "mini",
     oracle: Annotated[Path | None, typer.Option(help="Folder of the oracle; else the bundled one.")] = None,
     steps: Annotated[int, typer.Option(help="Sampling steps.")] = 20,
-    guidance: Annotated[float, typer.Option(help="Classifier-free guidance scale.")] = 3.0,
+    guidance: Annotated[float, typer.Option(help="Classifier-free guidance scale; 1 switches it off.")] = 3.0,
 ) -> None:
     """One table of many trained encoders, each judged by a short ESC-Bench that is kept in its run folder.
 
-    With --by reading nothing is painted, so it takes seconds: the table says which of 8 namesakes each encoder tells.
+    With --by reading nothing is painted: the table says which of 8 namesakes each encoder tells. Its pictures are
+    rendered first, in a few minutes; an encoder then takes seconds.
     """
     if by not in ("pictures", "reading"):
         raise UserError(f"--by is {by}; give pictures or reading")

@@ -90,7 +90,7 @@ class Reading:
         return hits
 
     def _tokens(self, encoder: ConceptEncoder, name: str) -> list[Tensor]:
-        """What the encoder's tower sees of the pictures of a name, by depth, on the CPU."""
+        """What the encoder's tower sees of the pictures of a name, by depth."""
         key = encoder.vision.spec, bool(encoder.config.words)
         seen = self._seen.setdefault(key, {})
         if name not in seen:
