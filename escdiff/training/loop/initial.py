@@ -35,5 +35,5 @@ def take(module: nn.Module, stored: nn.Module, init: str) -> None:
         module.load_state_dict(stored.state_dict())
     except RuntimeError as error:  # a line for every tensor
         first = str(error).splitlines()[1].strip() if "\n" in str(error) else str(error)
-        what = f"init={init} given, whose {type(module).__name__} is not this recipe's ({first[:200]})"
+        what = f"init={init} given, whose {type(module).__name__} is not this recipe's ({first[:200].rstrip('.')})"
         raise UserError(f"{what}; give the export of a training of the same recipe and sizes") from None
