@@ -103,7 +103,10 @@ def branch_parameters(unet: nn.Module, name: str) -> Iterator[nn.Parameter]:
 
 
 def delete_adapters(unet: nn.Module, names: Sequence[str]) -> None:
-    """Take adapters out, as far as they are there; with the last one PEFT's layers go too, and no trace remains."""
+    """Take adapters out, as far as they are there; with the last one PEFT's layers go too, and no trace remains.
+
+    Of the others those that were active are so afterwards, and no more.
+    """
     there = [name for name in names if name in getattr(unet, "peft_config", {})]
     if there and set(there) == set(unet.peft_config):
         unet.unload_lora()

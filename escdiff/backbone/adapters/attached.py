@@ -191,8 +191,7 @@ class Attached:
     def remove(self) -> None:
         """Take the weights out; what others put into the U-Net stays."""
         if self.name is not None:
-            with _others_kept(self.unet):
-                delete_adapters(self.unet, [self.name])
+            delete_adapters(self.unet, [self.name])
         if self.processors is not None:
             take_image_attention(self.unet, self.processors)
         while self._takes:
