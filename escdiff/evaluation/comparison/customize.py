@@ -69,9 +69,14 @@ def customize(
 
 
 def learn(contender: Contender, folder: Path, common: Mapping[str, Any], steps: int, root: str, samples: int) -> Path:
-    """Learn a method's encoder on the data of ESCDiff's; goes on where it was stopped."""
+    """Learn a method's encoder on the data of ESCDiff's; goes on where it was stopped.
+
+    Args:
+        samples: to render where they are missing; a method that learns from fewer (scenes cost more) takes its own.
+    """
     if status(folder) == "finished":
         return folder / EXPORT
+    samples = min(samples, compose("train", [f"method={contender.method}"]).data.num_samples)
     data = {"root": root, "one_reference": 0.0, "shape_only": 0.0, "appearance_only": 0.0, "num_samples": samples}
     run(contender, folder, common, steps, data, None)
     return folder / EXPORT

@@ -21,6 +21,7 @@ from escdiff.evaluation import __main__ as door
 from escdiff.evaluation.bench import scores
 from escdiff.evaluation.bench.models import Models
 from escdiff.evaluation.comparison import cases as comparison_cases
+from escdiff.evaluation.comparison import customize
 from escdiff.evaluation.comparison import run as compare
 from escdiff.evaluation.comparison.contenders import CONTENDERS, choose
 from escdiff.evaluation.comparison.customize import ALIKE
@@ -328,3 +329,14 @@ def test_all_methods_have_their_file_and_both_budgets():
     every = [*CONTENDERS.values(), *(contender for task in scenes.CONTENDERS.values() for contender in task.values())]
     used = {contender.method for contender in every} - {""}
     assert used == {path.stem for path in (configs_folder() / "method").glob("*.yaml")}
+
+
+@pytest.mark.parametrize(
+    ("name", "asked", "rendered"),
+    [("elite", 20_000, 20_000), ("fastcomposer", 20_000, 8_000), ("fastcomposer", 500, 500)],
+)
+def test_who_learns_from_scenes_renders_no_more_than_its_own_recipe(name, asked, rendered, tmp_path, monkeypatch):
+    runs = []
+    monkeypatch.setattr(customize, "run", lambda *arguments: runs.append(arguments))
+    customize.learn(CONTENDERS[name], tmp_path, {}, 1, "world", asked)
+    assert [data["num_samples"] for *_, data, _ in runs] == [rendered]
