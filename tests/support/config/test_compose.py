@@ -13,7 +13,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 import escdiff
 from escdiff.support.config import compose as compose_module
 from escdiff.support.config.backbone import DTYPE_NAMES
-from escdiff.support.config.compose import compose, read
+from escdiff.support.config.compose import _hydra, _whole, compose, read
 from escdiff.support.config.control import KINDS
 from escdiff.support.config.folder import configs_folder, options
 from escdiff.support.config.keys import keys_of
@@ -113,6 +113,24 @@ def test_mistakes_give_one_sentence(overrides, words):
     message = str(caught.value)
     assert all(word in message for word in words)
     assert "\n" not in message and len(message) < 300
+
+
+@pytest.mark.parametrize(
+    ("door", "overrides"),
+    [
+        ("train", []),
+        ("train", ["seed=3", "method=xti", "optim.lr=2e-3", "method.init=[mug,chair]"]),
+        ("train", ["optim.lr=1", "experiment=ablation/tokens", "optim.lr=2"]),
+        ("train", ["encoder.tokens={shape: 1, appearance: 2}", "encoder.shape_depths=[0,1]", "encoder.vocabulary.shape=[]"]),
+        ("train", ["logger=wandb", "~debug", "data.shards='a b'"]),
+        ("train", ["++loss.terms.mine=0.5", "hydra.verbose=true"]),
+        ("infer", ["control=conform", "control.size=0.5", "seed=3"]),
+    ],
+)
+def test_values_set_in_a_kept_composition_are_those_that_hydra_sets(door, overrides):
+    for _ in range(2):  # the second time what the groups give is there already
+        assert _hydra(door, overrides) == _whole(door, overrides)
+        assert _hydra(door, []) == _whole(door, [])
 
 
 @pytest.mark.parametrize("workers", ["auto", 0, 6])
