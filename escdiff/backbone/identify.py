@@ -3,9 +3,10 @@
 A diffusers folder and a hub repository say it in their configurations, a single `.safetensors` file in its header.
 """
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -68,15 +69,19 @@ class Blueprint:
         """What its layers are."""
         return family_of(self.denoiser.get("_class_name", UNET))
 
-    @cached_property
+    @property
     def _empty(self) -> nn.Module:
-        with torch.device("meta"):
-            kind = getattr(diffusers, self.denoiser.get("_class_name", UNET))
-            return kind.from_config(dict(self.denoiser))
+        return _without_weights(self.denoiser.get("_class_name", UNET), json.dumps(dict(self.denoiser)))
 
     def p_plus(self) -> ConditioningSpace:
         """The finest space: a cell for every layer, one stage."""
         return self.family.space(self._empty)
+
+
+@cache  # a tenth of a second and more, asked several times of one model
+def _without_weights(kind: str, config: str) -> nn.Module:
+    with torch.device("meta"):
+        return getattr(diffusers, kind).from_config(json.loads(config))
 
 
 def read_blueprint(
