@@ -18,7 +18,7 @@ from torch import nn
 
 from escdiff.backbone.family import FAMILIES, Family, family_of
 from escdiff.conditioning import ConditioningSpace
-from escdiff.support.errors import UserError
+from escdiff.support.errors import UserError, reason_of
 
 PICKLE_SUFFIXES = {".ckpt", ".pt", ".pth", ".bin"}
 ARCHITECTURES = Path(__file__).parents[1] / "assets" / "architectures"  # configurations without weights
@@ -121,9 +121,8 @@ def cannot_load(name: str, error: Exception) -> UserError:
     """One sentence for what a loader raised."""
     if isinstance(error, UserError):
         return error
-    reason = str(error).strip().split("\n")[0]
     return UserError(
-        f"the backbone {name!r} could not be loaded ({type(error).__name__}: {reason}); expected "
+        f"the backbone {name!r} could not be loaded ({type(error).__name__}: {reason_of(error)}); expected "
         "'mini', a diffusers folder of a Stable Diffusion 1.x, 2.x or XL with safetensors weights, one "
         ".safetensors file of it, or its hub id: check the name and the connection"
     )

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from escdiff.data.colours import alpha_of, has_other_colours, to_rgb
 from escdiff.data.limits import Limits
-from escdiff.support.errors import TooLarge, UserError
+from escdiff.support.errors import TooLarge, UserError, reason_of
 
 MAX_PIXELS, MAX_BYTES = Limits.max_pixels, Limits.max_bytes
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
@@ -121,7 +121,7 @@ def decode_picture(data: bytes, name: str, max_pixels: int = MAX_PIXELS, side: i
             return Picture(to_rgb(image), alpha_of(image), form, mode, frames, turned, has_other_colours(image))
         # A damaged file can raise nearly anything from inside a codec: struct.error, zlib errors, ...
         except Exception as error:
-            problem = f"the image {name} is truncated or damaged ({_one_line(error)})"
+            problem = f"the image {name} is truncated or damaged ({reason_of(error)})"
             raise UserError(f"{problem}; save or fetch it again") from error
 
 
@@ -129,10 +129,6 @@ def _of_one_frame(picture: Picture, name: str) -> Picture:
     if picture.frames > 1:
         log.warning("%s has %d frames; only the first is used", name, picture.frames)
     return picture
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
 
 
 def list_images(folder: str | os.PathLike) -> list[Path]:

@@ -9,7 +9,7 @@ from typing import Any, Protocol, TypeVar
 import torch
 
 from escdiff.backbone import mini_folder
-from escdiff.support.errors import UserError
+from escdiff.support.errors import UserError, reason_of
 from escdiff.support.logging import quiet_libraries
 
 BUNDLED = "mini"
@@ -67,8 +67,7 @@ def load_model(
 
 def cannot_load(name: str | Path, error: Exception) -> UserError:
     """One sentence for what transformers raised."""
-    reason = " ".join(str(error).split())[:300]
-    return UserError(f"the model {name} cannot be loaded ({reason}); give a folder or hub id of its kind")
+    return UserError(f"the model {name} cannot be loaded ({reason_of(error)}); give a folder or hub id of its kind")
 
 
 def check_dtype(dtype: str) -> None:

@@ -15,7 +15,7 @@ from escdiff.data.index import FILE, Index, Shard, sha256
 from escdiff.data.pictures import expand
 from escdiff.data.shards import read_raw
 from escdiff.support.config.data import DataConfig
-from escdiff.support.errors import UserError
+from escdiff.support.errors import UserError, reason_of
 from escdiff.support.files import replacing
 
 CACHE = DataConfig.cache
@@ -137,9 +137,8 @@ class ShardStore:
             raise
         # Every kind of storage has errors of its own, and a library that is not installed is one of them.
         except Exception as error:
-            reason = " ".join(str(error).split())[:300] or type(error).__name__
             raise UserError(
-                f"cannot fetch {self.address}/{name} ({reason}); check the address and your access"
+                f"cannot fetch {self.address}/{name} ({reason_of(error)}); check the address and your access"
             ) from error
 
     def _make_room(self, coming: Shard) -> None:

@@ -8,7 +8,7 @@ from huggingface_hub import ModelCard, ModelCardData, snapshot_download
 from huggingface_hub.errors import DryRunError, HfHubHTTPError
 
 from escdiff.concept import Concept
-from escdiff.support.errors import UserError
+from escdiff.support.errors import UserError, reason_of
 from escdiff.support.names import hub_id, portable
 
 PARTS = ("config.json", "model.safetensors", "branches/*.safetensors", "README.md")  # hence no pickles
@@ -77,9 +77,8 @@ def _download(repo: str, patterns: list[str], kind: str, **hub: Any) -> Path:
     except UserError:
         raise
     except (HfHubHTTPError, OSError, ValueError) as error:
-        reason = " ".join(str(error).split())[:200]
-        what = f"there is no folder {repo!r}, and the hub and its cache give no repository of that name ({reason})"
-        raise UserError(f"{what}; check the name, the revision and the connection") from error
+        what = f"there is no folder {repo!r}, and the hub and its cache give no repository of that name"
+        raise UserError(f"{what} ({reason_of(error)}); check the name, the revision and the connection") from error
 
 
 def model_card(text: str, base_model: str = "", license: str = "", **data: Any) -> str:

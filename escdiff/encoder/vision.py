@@ -10,7 +10,7 @@ from transformers import AutoConfig, AutoTokenizer, CLIPModel, CLIPVisionModel
 
 from escdiff.backbone import mini_folder
 from escdiff.data.pretrained import BUNDLED, read, read_model
-from escdiff.support.errors import UserError
+from escdiff.support.errors import UserError, reason_of
 from escdiff.support.names import portable
 
 OPEN_CLIP = "open_clip:"
@@ -190,8 +190,8 @@ def _open_clip_model(spec: str) -> tuple[nn.Module, str]:
         model = open_clip.create_model(architecture, pretrained=weights or None, force_quick_gelu=quick)
         return model.eval(), architecture
     except (RuntimeError, OSError, ValueError) as error:
-        reason = str(error).splitlines()[0]
-        raise UserError(f"no open_clip model from {spec!r} ({reason}); see open_clip.list_pretrained()") from error
+        problem = f"no open_clip model from {spec!r} ({reason_of(error)})"
+        raise UserError(f"{problem}; see open_clip.list_pretrained()") from error
 
 
 def _transformers_model(spec: str) -> CLIPModel | CLIPVisionModel:

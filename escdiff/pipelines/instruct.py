@@ -12,7 +12,7 @@ from diffusers import StableDiffusionInstructPix2PixPipeline, UNet2DConditionMod
 from PIL import Image
 
 from escdiff.backbone import Backbone
-from escdiff.support.errors import UserError
+from escdiff.support.errors import UserError, reason_of
 
 
 def make_instruct(backbone: Backbone, unet: UNet2DConditionModel) -> StableDiffusionInstructPix2PixPipeline:
@@ -41,9 +41,8 @@ def load_instruct(
             requires_safety_checker=False, use_safetensors=True,
         )  # fmt: skip
     except Exception as error:  # the loaders of three libraries raise what they like
-        reason = str(error).strip().splitlines()[0]
         raise UserError(
-            f"no InstructPix2Pix model from {str(source)!r} ({reason}); train one with "
+            f"no InstructPix2Pix model from {str(source)!r} ({reason_of(error)}); train one with "
             "`python train.py experiment=mini/instruct_pix2pix` or give its folder"
         ) from error
     reads, latents = pipeline.unet.config.in_channels, pipeline.vae.config.latent_channels

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from escdiff.encoder.vision import LOCAL, VisionBackbone, load_vision, tower_name
 from escdiff.pipelines.collage import CHANNELS
-from escdiff.support.errors import UserError
+from escdiff.support.errors import UserError, reason_of
 from escdiff.support.files import save_tensors, write_json
 
 CONFIG, PROJECTOR = "config.json", "projector.safetensors"
@@ -134,8 +134,7 @@ class Placer(nn.Module):
             controlnet, state = ControlNetModel.from_pretrained(folder / "controlnet"), load_file(folder / PROJECTOR)
             copied = UNet2DConditionModel.from_pretrained(folder / "unet") if decoder else None
         except (OSError, ValueError, SafetensorError) as error:
-            reason = " ".join(str(error).split())[:200]
-            raise UserError(f"the AnyDoor model in {folder} is not whole ({reason}); copy it again") from None
+            raise UserError(f"the AnyDoor model in {folder} is not whole ({reason_of(error)}); copy it again") from None
         its, ours = ((net.config.cross_attention_dim, *net.config.block_out_channels) for net in (controlnet, unet))
         if its != ours:
             raise UserError(f"{folder} was trained with another backbone: its width and channels are {its}, not {ours}")

@@ -10,7 +10,7 @@ from fastapi import FastAPI
 
 from escdiff.serving.settings import Settings
 from escdiff.serving.web.app import from_environment
-from escdiff.support.errors import UserError
+from escdiff.support.errors import UserError, reason_of
 from escdiff.support.jobs.ray_cluster import import_path
 
 NAME = "escdiff"
@@ -57,8 +57,7 @@ def deploy(settings: Settings, host: str, port: int, replicas: int, gpus: float)
         serve.start(http_options={"host": host, "port": port})
         serve.run(deployment(serve.ingress(build)(Replica)).bind(), name=NAME, route_prefix="/")
     except Exception as error:  # Ray raises bare ones
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        problem = f"Ray Serve cannot be started ({reason})"
+        problem = f"Ray Serve cannot be started ({reason_of(error)})"
         raise UserError(f"{problem}; check RAY_ADDRESS, --port, and that the cluster has the GPUs") from error
 
 

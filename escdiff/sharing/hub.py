@@ -11,7 +11,7 @@ from escdiff.encoder.checkpoint import CARD, HERE, read_config
 from escdiff.encoder.hub import REPOSITORY, SUFFIX, model_card
 from escdiff.sharing.preview import copy_with_preview
 from escdiff.sharing.reading import PICKLES
-from escdiff.support.errors import UserError
+from escdiff.support.errors import UserError, reason_of
 from escdiff.support.files import write_atomic
 from escdiff.support.names import portable
 
@@ -83,8 +83,8 @@ def push_to_hub(
             api.create_repo(repo, private=private, exist_ok=True)
             done = api.upload_folder(repo_id=repo, folder_path=folder, commit_message=message or f"Upload {path.name}")
         except (HfHubHTTPError, ValueError, OSError) as error:  # a card that the hub does not take is a ValueError
-            reason = " ".join(str(error).split())[:200]
-            raise UserError(f"the hub refused {repo!r} ({reason}): log in with `hf auth login` and check it") from error
+            problem = f"the hub refused {repo!r} ({reason_of(error)})"
+            raise UserError(f"{problem}: log in with `hf auth login` and check it") from error
     return str(done.commit_url)
 
 

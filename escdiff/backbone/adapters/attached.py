@@ -22,7 +22,7 @@ from escdiff.backbone.branches import delete_adapters, training_kept
 from escdiff.backbone.lora import add_lora, lora_layers, lora_state, put_lora, read_lora, save_lora
 from escdiff.backbone.weights import Weights
 from escdiff.concept import Concept
-from escdiff.support.errors import UserError
+from escdiff.support.errors import UserError, reason_of
 from escdiff.support.files import save_tensors
 
 ADAPTER = "adapter"  # folder beside the concept's file
@@ -179,7 +179,7 @@ class Attached:
         try:
             put_image_attention(self.unet, state, scale)
         except (KeyError, RuntimeError, ValueError) as error:  # diffusers' loader raises what it likes
-            what = f"the image adapter {path} is for another U-Net ({' '.join(str(error).split())[:200]})"
+            what = f"the image adapter {path} is for another U-Net ({reason_of(error)})"
             raise UserError(f"{what}; use the backbone it was made with") from None
 
     def stands(self) -> bool:

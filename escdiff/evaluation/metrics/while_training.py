@@ -14,7 +14,7 @@ from transformers import AutoConfig
 from escdiff.concept import ATTRIBUTES
 from escdiff.data.pictures import to_pil
 from escdiff.evaluation.metrics.features import BUNDLED, ClassToken, Clip, Features, load_clip
-from escdiff.support.errors import UserError
+from escdiff.support.errors import UserError, reason_of
 from escdiff.training.loop.monitoring.watchdog import RankWatch
 from escdiff.training.loop.optim.ema import Average
 from escdiff.training.loop.steps import StepCallback
@@ -53,8 +53,8 @@ def _checked(name: str, folder: str) -> str:
     try:
         kind = AutoConfig.from_pretrained(path).model_type
     except (OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise UserError(f"{argument}, which cannot be read ({reason}); name a folder of transformers") from error
+        problem = f"{argument}, which cannot be read ({reason_of(error)})"
+        raise UserError(f"{problem}; name a folder of transformers") from error
     if (kind == "clip") != (name == "clip"):
         expected = "a whole CLIP" if name == "clip" else "a DINO or DINOv2"
         raise UserError(f"{argument}, which holds a model of type {kind}; expected {expected}")

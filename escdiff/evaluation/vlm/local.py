@@ -8,7 +8,7 @@ import transformers
 
 from escdiff.evaluation.vlm.messages import Message
 from escdiff.evaluation.vlm.reply import Reply
-from escdiff.support.errors import UserError
+from escdiff.support.errors import UserError, reason_of
 
 
 class LocalModel:
@@ -28,7 +28,7 @@ class LocalModel:
                 name, dtype=dtype, use_safetensors=True
             ).to(device)
         except (OSError, ValueError, KeyError, ImportError) as error:
-            problem = f"the judge {name} cannot be loaded ({' '.join(str(error).split())[:200]})"
+            problem = f"the judge {name} cannot be loaded ({reason_of(error)})"
             raise UserError(f"{problem}; give a folder or hub id of an image-text-to-text model") from error
         if not getattr(self._processor, "chat_template", None):
             raise UserError(f"the judge {name} has no chat template; give a model that was tuned on instructions")

@@ -6,7 +6,7 @@ from typing import Any
 import yaml
 
 from escdiff.support import extensions
-from escdiff.support.errors import UserError
+from escdiff.support.errors import UserError, reason_of
 
 
 def configs_folder() -> Path:
@@ -46,4 +46,4 @@ def read_yaml(option: str, name: str, group: str, example: str) -> tuple[Path, A
     try:
         return path, yaml.safe_load(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is no YAML ({' '.join(str(error).split())}); see {example}") from None
+        raise UserError(f"{path} is no YAML ({reason_of(error)}); see {example}") from None

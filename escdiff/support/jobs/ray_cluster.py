@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from escdiff.support.errors import UserError
+from escdiff.support.errors import UserError, reason_of
 from escdiff.support.jobs.processes import AHEAD, died
 from escdiff.support.optional import need
 
@@ -42,7 +42,7 @@ def start(ray, workers: int) -> None:
     try:
         ray.init(runtime_env={"env_vars": variables}, logging_level="error", **options)
     except Exception as error:  # Ray raises bare ones: a node that starts too slowly, an address nobody answers
-        problem = f"Ray cannot be started or reached ({str(error).splitlines()[0]})"
+        problem = f"Ray cannot be started or reached ({reason_of(error)})"
         raise UserError(f"{problem}; check RAY_ADDRESS or use --engine local") from error
 
 

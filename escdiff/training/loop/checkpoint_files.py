@@ -19,6 +19,7 @@ from lightning.pytorch.plugins.io import TorchCheckpointIO
 from safetensors import SafetensorError
 
 from escdiff.data.index import sha256
+from escdiff.support.errors import reason_of
 from escdiff.support.files import temporary_beside, write_atomic
 
 MANIFEST = "manifest.json"  # file name -> SHA-256, of the checkpoints beside it
@@ -120,7 +121,7 @@ def damage(path: Path) -> str | None:
         state = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
         return None if "global_step" in state else "it is no training checkpoint"
     except Exception as error:  # a damaged file fails in whatever way its bytes lead to
-        return str(error).strip().splitlines()[0] if str(error) else type(error).__name__
+        return reason_of(error)
 
 
 def read_manifest(folder: Path) -> dict[str, str]:

@@ -5,7 +5,7 @@ from pathlib import Path
 from safetensors import SafetensorError
 from torch import nn
 
-from escdiff.support.errors import UserError
+from escdiff.support.errors import UserError, reason_of
 
 
 def start_from(module: nn.Module, init: str, part: str) -> None:
@@ -20,8 +20,7 @@ def start_from(module: nn.Module, init: str, part: str) -> None:
     try:
         stored = type(module).from_pretrained(folder)
     except (OSError, ValueError, SafetensorError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise UserError(f"init={init} given, whose {part} cannot be read ({reason}); copy it again") from None
+        raise UserError(f"init={init} given, whose {part} cannot be read ({reason_of(error)}); copy it again") from None
     take(module, stored, init)
 
 

@@ -11,7 +11,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from escdiff.support.config.train import TrainConfig
-from escdiff.support.errors import UserError
+from escdiff.support.errors import UserError, reason_of
 from escdiff.training.launch import launcher
 from escdiff.training.loop.callbacks import Checkpoints, SampleGrid
 from escdiff.training.loop.checkpoint_files import DISK_ERRORS, CheckpointFolder
@@ -140,7 +140,7 @@ def make_trainer(
     except (MisconfigurationException, RuntimeError, ValueError) as error:
         # There is no such device here, no such strategy, or the cluster's variables say otherwise.
         given = ", ".join(f"trainer.{name}={value}" for name, value in where.items())
-        raise UserError(f"{given} given, of which Lightning says: {' '.join(str(error).split())}") from error
+        raise UserError(f"{given} given, of which Lightning says: {reason_of(error)}") from error
 
 
 class Rewind(L.Callback):

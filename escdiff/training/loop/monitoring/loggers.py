@@ -21,6 +21,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from PIL import Image
 
 from escdiff.support.config.trainer import LoggerConfig
+from escdiff.support.errors import reason_of
 from escdiff.support.files import write_atomic
 
 QUEUE, GRACE_SECONDS = 1000, 20.0
@@ -108,7 +109,7 @@ class Mirror(Logger):
                 method, args, kwargs = message
                 getattr(inner, method)(*args, **kwargs)
         except Exception as error:  # not installed, no key, no network: none of it is worth a training
-            self._silence(str(error).strip() or type(error).__name__)
+            self._silence(reason_of(error))
 
     def _silence(self, reason: str) -> None:
         if self.works:
