@@ -149,6 +149,7 @@ def test_concepts_of_different_branches_do_not_mix(root):
     assert Concept.combine(shape=one, appearance=one).branches == one.branches == one.scaled(0.5).branches
 
 
+@pytest.mark.slow
 def test_a_second_encoder_takes_the_place_of_the_first(root, tiny_folder):
     def latents(pipeline):
         options = {"shape": artefacts.PICTURE, "appearance": artefacts.PICTURE}

@@ -69,6 +69,7 @@ def test_a_control_paints_the_sides_that_were_asked_for(tiny_folder, tmp_path):
     assert pixels(square).shape == (64, 64, 3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("edit", ["plug_and_play", "pix2pix_zero"])
 def test_an_edit_changes_the_picture_inside_of_its_mask(tiny_folder, tmp_path, photo, edit):
     given = [f"picture={photo / 'photo.png'}", "source=a red square", "prompt=a blue square", f"edit={edit}"]

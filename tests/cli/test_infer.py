@@ -113,6 +113,7 @@ def test_a_concept_of_the_hub_by_its_name(folder, tiny_folder, tmp_path, monkeyp
         run(folder, tiny_folder, "concept=me/concepts/x", f"out={tmp_path / '4'}")
 
 
+@pytest.mark.slow
 def test_files_of_one_attribute_each_are_the_two_pictures_together(folder, tiny_folder, tmp_path):
     pictures = {"shape": folder / "pictures" / "a [1], red=blue.png", "appearance": folder / "pictures" / "b.png"}
     both = run(folder, tiny_folder, *(f"{a}={path}" for a, path in pictures.items()), f"out={tmp_path / 'both'}")

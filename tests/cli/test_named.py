@@ -58,6 +58,7 @@ def picture(out):
     return np.asarray(Image.open(out / "picture-000.png"))
 
 
+@pytest.mark.slow
 def test_two_pictures_are_what_their_two_concept_files_are(run, folder):
     prompt = "prompt=a <mug> beside a <dog-appearance> <mug-shape>"
     out = run("concept=mug={folder}/mug.png,dog={folder}/dog.png", prompt)
@@ -95,6 +96,7 @@ def test_parts_of_one_picture_are_told_apart_by_their_masks(run, folder):
     assert torch.equal(Concept.load(one / "a.safetensors").vectors["shape"], found["a"])
 
 
+@pytest.mark.slow
 def test_strength_is_of_every_reference(run):
     given = ["concept=a={folder}/mug.png,b={folder}/dog.png", "prompt=a <a> beside a <b>"]
     none = ["strength.shape=0", "strength.appearance=0"]

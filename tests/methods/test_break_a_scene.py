@@ -105,6 +105,7 @@ def test_flipped_pictures_have_flipped_masks_and_the_class_has_none(backbone, sc
     assert batch["masks"].shape[0] == 16 and not batch["masks"][8:].any()
 
 
+@pytest.mark.slow
 def test_words_first_then_weights_and_both_come_back(fit, backbone, scene):
     run = fit("break_a_scene", "method.init=[mug,chair]", "method.prior_count=1", "optim.lr=0.05",
               "method.second_lr=0.05", "trainer.save_steps=2", "trainer.keep=4", steps=4,

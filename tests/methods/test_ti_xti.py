@@ -25,6 +25,7 @@ def test_tied_xti_is_ti_gradient_by_gradient(backbone, references):
     assert (norms > 0).all() and norms.unique().numel() == 16  # every layer has its own
 
 
+@pytest.mark.slow
 def test_tied_xti_is_ti_through_the_whole_loop(fit):
     ti = Concept.load(fit("ti", "seed=3", steps=3) / "export" / "concept.safetensors")
     tied = fit("xti", "seed=3", "method.layers=tied", "optim.lr=5e-3", "method.lr_one=null", steps=3, folder="tied")
@@ -69,6 +70,7 @@ def test_frozen_weights_stay_out_and_frozen(fit, backbone, references):
     assert set(saved["state_dict"]) == {"method.table"}
 
 
+@pytest.mark.slow
 def test_a_stopped_run_goes_on_exactly(fit, stopped_at):
     straight = load_file(fit("xti", steps=4) / "export" / "concept.safetensors")
     with stopped_at(2):

@@ -111,6 +111,7 @@ def test_the_encoder_and_its_branches_move_alike(dtype, branches, tiny_folder, m
     check(module, make_batch())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", METHODS)
 def test_methods_move_alike_on_half_precision(name, tiny_folder, tower, tmp_path, monkeypatch):
     module, batch = make_method_module("bfloat16", tiny_folder, name, tower, tmp_path, monkeypatch)

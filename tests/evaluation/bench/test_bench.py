@@ -18,6 +18,7 @@ NUMBERS = dict.fromkeys(TASKS, 2) | {"swap": 4, "leak": 0, "edit": 0, "copy": 0}
 ROOT = Path(__file__).parents[3]
 
 
+@pytest.mark.slow
 def test_perfect_pictures_get_perfect_figures_in_flat_files(bench, tmp_path):
     names = [name for name, task in TASKS.items() if not task.judged]
     got = bench.run(names, "the command")

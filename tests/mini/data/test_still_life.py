@@ -193,6 +193,7 @@ def mixed(tmp_path_factory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_groups_of_scenes_hold_masks_and_boxes_of_each_thing(mixed):
     kinds = {still_life.group_kind(group, MIXED) for group in range(6)}
     assert len(kinds) >= 3

@@ -121,7 +121,10 @@ def test_mistakes_give_one_sentence(overrides, words):
         ("train", []),
         ("train", ["seed=3", "method=xti", "optim.lr=2e-3", "method.init=[mug,chair]"]),
         ("train", ["optim.lr=1", "experiment=ablation/tokens", "optim.lr=2"]),
-        ("train", ["encoder.tokens={shape: 1, appearance: 2}", "encoder.shape_depths=[0,1]", "encoder.vocabulary.shape=[]"]),
+        (
+            "train",
+            ["encoder.tokens={shape: 1, appearance: 2}", "encoder.shape_depths=[0,1]", "encoder.vocabulary.shape=[]"],
+        ),
         ("train", ["logger=wandb", "~debug", "data.shards='a b'"]),
         ("train", ["++loss.terms.mine=0.5", "hydra.verbose=true"]),
         ("infer", ["control=conform", "control.size=0.5", "seed=3"]),

@@ -89,6 +89,7 @@ class StopAt(run.L.Callback):
         trainer.should_stop = trainer.global_step == self.step
 
 
+@pytest.mark.slow
 def test_train_resume_export(config, tmp_path, tiny_folder):
     config.data.root, config.loss.draws = str(tmp_path / "few"), 1
     make_still_life(tmp_path / "few", 24, StillLifeOptions(seed=1))  # four steps to an epoch
