@@ -136,7 +136,7 @@ def _hydra(door: str, overrides: Sequence[str]):
 
 
 @cache  # a fifth of a second; comparisons compose for every concept, and tests by the thousand
-def _of_groups(door: str, overrides: tuple[str, ...], folder: Path):
+def _of_groups(door: str, overrides: tuple[str, ...], _folder: Path):  # of other presets it is another one
     return _whole(door, overrides)
 
 
