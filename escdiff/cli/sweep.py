@@ -7,7 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from escdiff.cli.runs import OWN
-from escdiff.support.config.compose import as_hydra, compose_overrides, register, verbatim_keys
+from escdiff.support.config.compose import as_hydra, compose_overrides, parsed, register, verbatim_keys
 from escdiff.support.config.explain import explain
 from escdiff.support.config.folder import configs_folder, groups_of
 from escdiff.support.config.keys import leaves
@@ -61,7 +61,6 @@ def sweep(argv: Sequence[str], run: Callable[[TrainConfig], None]) -> None:
     """
     import hydra
     from hydra.core.hydra_config import HydraConfig
-    from hydra.core.override_parser.overrides_parser import OverridesParser
     from hydra.errors import HydraException
     from omegaconf import DictConfig
 
@@ -72,7 +71,7 @@ def sweep(argv: Sequence[str], run: Callable[[TrainConfig], None]) -> None:
     groups = groups_of("train")
     sys.argv[1:] = [a if a in SWEEP else as_hydra(a, groups) for a in argv]  # which Hydra reads
     try:
-        overrides = OverridesParser.create().parse_overrides([a for a in sys.argv[1:] if a not in SWEEP])
+        overrides = parsed([a for a in sys.argv[1:] if a not in SWEEP])
     except HydraException as error:
         raise UserError(explain(error, TrainConfig)) from None
     keys = [override.get_key_element() for override in overrides]

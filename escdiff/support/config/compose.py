@@ -120,7 +120,7 @@ def _hydra(door: str, overrides: Sequence[str]):
     from omegaconf.errors import OmegaConfBaseException
 
     groups, chosen, values = groups_of(door), [], []
-    for override in _parsed(overrides):
+    for override in parsed(overrides):
         if override.type != OverrideType.CHANGE or override.is_sweep_override() or override.is_hydra_override():
             return _whole(door, overrides)
         (chosen if override.key_or_group in groups else values).append(override)
@@ -210,7 +210,7 @@ def check_overrides(kind: type, overrides: Sequence[str]) -> None:
         UserError: a key that is added and that nothing reads, one that is taken away, or a number for true or false.
     """
     keys = {key.name: key for key in keys_of(kind)}
-    for override in _parsed(overrides):
+    for override in parsed(overrides):
         name = override.key_or_group
         holder = keys.get(name.rpartition(".")[0])
         free = holder is not None and holder.default == {}
@@ -222,7 +222,12 @@ def check_overrides(kind: type, overrides: Sequence[str]) -> None:
             raise keys[name].refuse(override.value())
 
 
-def _parsed(overrides: Sequence[str]):
+def parsed(overrides: Sequence[str]) -> list[Any]:
+    """Overrides as Hydra's grammar reads them, each an `Override`.
+
+    Raises:
+        hydra.errors.HydraException: one that it cannot read.
+    """
     from hydra.core.override_parser.overrides_parser import OverridesParser
 
     return OverridesParser.create().parse_overrides(list(overrides))
